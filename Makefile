@@ -1,0 +1,84 @@
+# Every development command. Two do all set-up on a fresh machine (python >= 3.10, make, g++): `make bench`, `make test`.
+# `make bench PYTHON=python3 VENV=` (and test, lint, ...) uses the interpreter and packages that are already there.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?= tests
+ABI_TORCH ?= 2.15.0 2.14.1 2.11.0
+
+CSRC := $(wildcard csrc/*/*.h csrc/*/*.cpp)
+LIBRARY := rnnfast/_C.so
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+ifeq ($(VENV),)
+PY := $(PYTHON)
+PACKAGES :=
+else
+PY := $(VENV)/bin/python
+PACKAGES := $(VENV)/packages-installed
+endif
+# Without an environment of its own rnnfast is not installed, and programs that a test starts elsewhere must find it too.
+RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
+RUFF = $(PY) -m ruff
+CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
+
+.PHONY: help setup test bench lint format test-asan abi-check aarch64-check clean
+
+help:
+	@echo "make test | bench [BENCH=full] | lint | format | test-asan | abi-check | aarch64-check | clean"
+
+setup: $(PACKAGES) $(LIBRARY)
+
+test: setup
+	$(RUN) -m pytest $(TESTS)
+
+bench: setup
+	$(RUN) -m bench
+
+lint: $(PACKAGES)
+	$(RUFF) check .
+	$(RUFF) format --check .
+	$(CLANG_FORMAT) --dry-run -Werror $(CSRC)
+
+format: $(PACKAGES)
+	$(RUFF) check --fix .
+	$(RUFF) format .
+	$(CLANG_FORMAT) -i $(CSRC)
+
+# The packages first and without building rnnfast (RNNFAST_BUILD=0), so that a change of a kernel never runs pip.
+# --no-compile: byte code of the few modules in use is made when they are, which halves the set-up (48 s of CPU to 20 s).
+PIP = $(PY) -m pip install -q --no-compile
+$(VENV)/packages-installed: pyproject.toml Makefile
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) "setuptools>=77.0.3" "$(TORCH)"
+	RNNFAST_BUILD=0 $(PIP) --no-build-isolation -e ".[dev]" "$(TORCH)"
+	touch $@
+
+$(LIBRARY): setup.py $(CSRC) | $(PACKAGES)
+	RNNFAST_BUILD=1 $(PY) setup.py -q build_ext --inplace
+
+# The parity tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer. The leak check stays off:
+# it would report Python's and torch's own blocks that live until the process ends.
+ASAN := build/asan
+test-asan: $(PACKAGES)
+	RNNFAST_BUILD=1 RNNFAST_SANITIZE=address,undefined $(PY) setup.py -q build_ext --build-lib $(ASAN) --build-temp $(ASAN)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 RNNFAST_C_LIBRARY=$(CURDIR)/$(ASAN)/$(LIBRARY) \
+	$(RUN) -m pytest tests/test_parity.py
+
+# One library, built with the newest torch, must load and work under every torch that we support.
+abi-check:
+	PYTHON="$(PYTHON)" bash tools/abi_check.sh $(ABI_TORCH)
+
+# The ARM files compile and link (against empty stand-ins for torch's libraries); running them needs such a machine.
+ARM := aarch64-linux-gnu-g++
+aarch64-check: $(PACKAGES)
+	@command -v $(ARM) >/dev/null || { echo "$(ARM) is missing (Debian: apt-get install g++-aarch64-linux-gnu)"; exit 1; }
+	mkdir -p build/aarch64
+	$(ARM) -shared -o build/aarch64/libtorch_cpu.so -x c++ /dev/null
+	RNNFAST_BUILD=1 CXX=$(ARM) LDFLAGS="-Lbuild/aarch64" $(PY) setup.py -q build_ext --build-lib build/aarch64 --build-temp build/aarch64
+	readelf -h build/aarch64/$(LIBRARY) | grep Machine
+
+clean:
+	rm -rf build dist *.egg-info bench/out rnnfast/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

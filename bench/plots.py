@@ -1,0 +1,177 @@
+"""The report's pictures: speed-up maps, bars, loss curves, and rates against the machine's peak."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from .cases import CELLS, MODES
+from .measure import Record
+from .report import on_grid, times, undisturbed
+
+TORCH_COLOR, RNNFAST_COLOR = "#c1442e", "#1f5fa8"
+NEAREST = 1e-9  # what a loss curve's distance 0 is drawn as
+WIDEST_RATIO = 8  # where the colours of the speed-up map end
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Every picture that the records have something for, as PNG files in `folder`."""
+    grid = [record for record in undisturbed(records) if on_grid(record)]
+    figures: dict[str, Figure] = {}
+    for dtype, threads in sorted(
+        {(r["dtype"], r["threads"]) for r in grid}, key=lambda key: (key[1], key[0] != "fp32")
+    ):
+        part = [r for r in grid if (r["dtype"], r["threads"]) == (dtype, threads)]
+        label = f"{dtype}, {threads} thread{'s' * (threads > 1)}" if part[0]["device"] == "cpu" else f"{dtype}, GPU"
+        figures[f"speedup_{dtype}_{threads}"] = speedup_map(part, label)
+        figures[f"rate_{dtype}_{threads}"] = rates(part, label)
+    others = [record for record in undisturbed(records) if not on_grid(record)]
+    if others:
+        figures["other_cases"] = bars(others)
+    curves = [record for record in records if record.get("losses")]
+    if curves:
+        figures["loss_curves"] = loss_curves(curves)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=110)
+    return paths
+
+
+def speedup_map(records: Sequence[Record], label: str) -> Figure:
+    """Ratio torch/rnnfast per hidden size and batch, a panel per mode and cell."""
+    hidden, batches = (sorted({r[name] for r in records}) for name in ("hidden_size", "batch"))
+    size = (3 + 0.75 * len(batches) * len(CELLS), 1.8 + 0.42 * len(hidden) * len(MODES))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(MODES), len(CELLS), squeeze=False)
+    image = None
+    for row, mode in enumerate(MODES):
+        for column, cell in enumerate(CELLS):
+            ax: Axes = axes[row][column]
+            values = [[math.nan] * len(batches) for _ in hidden]
+            for r in records:
+                if (r["mode"], r["cell"]) == (mode, cell):
+                    values[hidden.index(r["hidden_size"])][batches.index(r["batch"])] = r["speedup"]
+            logs = [[math.log2(value) for value in line] for line in values]
+            limit = math.log2(WIDEST_RATIO)
+            image = ax.imshow(logs, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto", origin="lower")
+            for y, line in enumerate(values):
+                for x, value in enumerate(line):
+                    if not math.isnan(value):
+                        strong = abs(math.log2(value)) > 0.65 * limit
+                        ax.text(
+                            x,
+                            y,
+                            f"{value:.2f}",
+                            ha="center",
+                            va="center",
+                            color="white" if strong else "black",
+                            fontsize=9,
+                        )
+            ax.set_xticks(range(len(batches)), batches)
+            ax.set_yticks(range(len(hidden)), hidden)
+            ax.set_title(f"{cell}, {mode}", fontsize=10)
+            ax.set_facecolor("0.9")
+            if row == len(MODES) - 1:
+                ax.set_xlabel("batch B (rows)")
+            if column == 0:
+                ax.set_ylabel("hidden size H (units)")
+    bar = figure.colorbar(image, ax=axes, ticks=range(-3, 4), shrink=0.8)
+    bar.ax.set_yticklabels([f"{2.0**tick:g}x" for tick in range(-3, 4)])
+    bar.set_label("time of torch.nn / time of rnnfast")
+    figure.suptitle(f"Speed-up over torch.nn: {label}, T={records[0]['seq_len']}, I=H (blue: rnnfast is faster)")
+    return figure
+
+
+def rates(records: Sequence[Record], label: str) -> Figure:
+    """GFLOP/s against the batch (the arithmetic per weight that is read), with the measured peak as the roof."""
+    hidden = sorted({r["hidden_size"] for r in records})
+    colors = {h: matplotlib.colormaps["viridis"](0.9 * i / max(1, len(hidden) - 1)) for i, h in enumerate(hidden)}
+    figure = Figure(figsize=(12, 6.6), layout="constrained")
+    axes = figure.subplots(len(MODES), len(CELLS), sharex=True, sharey=True, squeeze=False)
+    for row, mode in enumerate(MODES):
+        for column, cell in enumerate(CELLS):
+            ax: Axes = axes[row][column]
+            for h in hidden:
+                line = sorted(
+                    (r for r in records if (r["mode"], r["cell"], r["hidden_size"]) == (mode, cell, h)),
+                    key=lambda record: record["batch"],
+                )
+                if line:
+                    x = [r["batch"] for r in line]
+                    ax.plot(x, [r["gflops"] for r in line], "o-", color=colors[h], label=f"H={h}, rnnfast")
+                    ax.plot(x, [r["torch_gflops"] for r in line], "x:", color=colors[h], label=f"H={h}, torch.nn")
+            ax.axhline(records[0]["peak_gflops"], color="0.3", linestyle="--", linewidth=1)
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log")
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ax.set_title(f"{cell}, {mode}", fontsize=10)
+            ax.grid(alpha=0.3)
+            if row == len(MODES) - 1:
+                ax.set_xlabel("batch B (rows)")
+            if column == 0:
+                ax.set_ylabel("GFLOP/s")
+    handles, labels = max((ax.get_legend_handles_labels() for ax in axes.flat), key=lambda pair: len(pair[0]))
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    peak = records[0]["peak_gflops"]
+    figure.suptitle(
+        f"Rate of the matrix products: {label}; dashed: measured peak of torch's products, {peak:.0f} GFLOP/s"
+    )
+    return figure
+
+
+def bars(records: Sequence[Record]) -> Figure:
+    """The ratio of every case that is not a point of the grid."""
+    ordered = sorted(records, key=lambda record: ("workload" in record, record["speedup"]))
+    figure = Figure(figsize=(10, 1.4 + 0.27 * len(ordered)), layout="constrained")
+    ax = figure.subplots()
+    for y, record in enumerate(ordered):
+        ratio = record["speedup"]
+        ax.barh(y, ratio - 1, left=1, color=RNNFAST_COLOR if ratio >= 1 else TORCH_COLOR)
+        ax.text(max(ratio, 1) * 1.02, y, f"{ratio:.2f}x", va="center", fontsize=8)
+    ax.set_yticks(range(len(ordered)), [record["name"] for record in ordered], fontsize=8)
+    ratios = [record["speedup"] for record in ordered]
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(min(0.9, *ratios) * 0.95, max(1.1, *ratios) * 1.2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    ax.axvline(1, color="black", linewidth=1)
+    ax.grid(axis="x", alpha=0.3)
+    ax.margins(y=0.01)
+    ax.set_xlabel("time of torch.nn / time of rnnfast (right of the line: rnnfast is faster)")
+    ax.set_title("Other layers, and above them the workloads on real input")
+    return figure
+
+
+def loss_curves(records: Sequence[Record]) -> Figure:
+    """Both loss curves of every workload, and below how far each is from the same training in float64."""
+    figure = Figure(figsize=(3.6 * len(records), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(records), sharex="col", squeeze=False)
+    for column, record in enumerate(records):
+        losses = record["losses"]
+        curve, deviation = axes[0][column], axes[1][column]
+        curve.plot(losses["torch"], color=TORCH_COLOR, linewidth=3, alpha=0.6, label="torch.nn")
+        curve.plot(losses["rnnfast"], color=RNNFAST_COLOR, linewidth=1, label="rnnfast")
+        title = f"{record['name']}\n{record['cell']}, H={record['hidden_size']}, B={record['batch']}"
+        curve.set_title(title + (f", {times(record)[2]}x" if record["speedup"] else ", WRONG"), fontsize=10)
+        for side, color, label in (("torch", TORCH_COLOR, "torch.nn"), ("rnnfast", RNNFAST_COLOR, "rnnfast")):
+            distances = [max(abs(a - b), NEAREST) for a, b in zip(losses[side], losses["float64"], strict=True)]
+            deviation.plot(distances, ".", color=color, markersize=4, alpha=0.7, label=label)
+        limit = record["err_limit"] * max(abs(loss) for loss in losses["float64"])
+        deviation.axhline(limit, color="black", linestyle="--", linewidth=1, label="allowed")
+        deviation.set_yscale("log")
+        deviation.set_ylim(bottom=NEAREST / 2)
+        deviation.set_xlabel("training step")
+        for ax in (curve, deviation):
+            ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("loss (nats)")
+    axes[1][0].set_ylabel("distance from float64 (nats)")
+    axes[0][0].legend(fontsize=8)
+    axes[1][0].legend(fontsize=8, loc="lower left")
+    figure.suptitle("Training with torch.nn and with rnnfast from the same seed")
+    return figure

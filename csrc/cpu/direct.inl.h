@@ -1,0 +1,107 @@
+// Products straight from a row-major weight, without packing: for calls of few rows (a streaming step, a cell), where
+// packing would cost several times the product itself.
+//
+// The weight's rows are dotted with the rows of A: kUnits x R accumulators of partial sums over k, then each group of
+// kLanes partial sums is transposed and added up, which leaves one vector of units, as multiply() does.
+
+// sums += a[0 .. lanes) * w[0 .. lanes), the first `count` elements only.
+template <class E, bool kFull>
+RNNFAST_INLINE typename Simd<ComputeOf<E>>::V dot_load(const E* p, [[maybe_unused]] int count) {
+  using S = Simd<ComputeOf<E>>;
+  if constexpr (kPair<E> == 1) {
+    return kFull ? S::load(p) : S::load_first(p, count);
+  } else {
+    typename S::V v{};  // bits of 2 * kLanes elements
+    std::memcpy(&v, p, kFull ? sizeof v : size_t(count) * sizeof(E));
+    return v;
+  }
+}
+
+template <class E>
+RNNFAST_INLINE typename Simd<ComputeOf<E>>::V dot_add(typename Simd<ComputeOf<E>>::V sum,
+                                                      typename Simd<ComputeOf<E>>::V a,
+                                                      typename Simd<ComputeOf<E>>::V w) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<E, BFloat16>)
+    return (typename Simd<float>::V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
+  else
+#endif
+    return sum + a * w;
+}
+
+template <class E, int R, int kUnits>
+void dot_tile(typename Simd<ComputeOf<E>>::V* sums, Operand<E> a, int64_t depth, const E* weight, int64_t stride) {
+  using S = Simd<ComputeOf<E>>;
+  using V = typename S::V;
+  constexpr int kWidth = S::kLanes * kPair<E>;
+  V acc[R][kUnits];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; ++u) acc[r][u] = V{};
+  const auto step = [&]<bool kFull>(std::bool_constant<kFull>, int64_t k, int count) __attribute__((always_inline)) {
+    V left[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) left[r] = dot_load<E, kFull>(a.data + r * a.row_stride + k, count);
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; ++u) {
+      const V right = dot_load<E, kFull>(weight + u * stride + k, count);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][u] = dot_add<E>(acc[r][u], left[r], right);
+    }
+  };
+  int64_t k = 0;
+  for (; k + kWidth <= depth; k += kWidth) step(std::true_type(), k, kWidth);
+  if (k < depth) step(std::false_type(), k, int(depth - k));
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int u = 0; u < kUnits; ++u) sums[r * S::kLanes + u] = acc[r][u];
+}
+
+// One vector of units for R rows: out[r * out_stride] = the dot products of A's row r with `count` rows of the weight.
+template <class E, int R>
+void dot_vector(typename Simd<ComputeOf<E>>::V* out, int out_stride, Operand<E> a, int64_t depth, const E* weight,
+                int64_t stride, int count) {
+  using S = Simd<ComputeOf<E>>;
+  using V = typename S::V;
+  constexpr int kUnits = std::min(R == 1 ? 8 : 4, S::kLanes);
+  V sums[R * S::kLanes] = {};
+  int unit = 0;
+  for (; unit + kUnits <= count; unit += kUnits)
+    dot_tile<E, R, kUnits>(sums + unit, a, depth, weight + unit * stride, stride);
+  for (; unit < count; ++unit) dot_tile<E, R, 1>(sums + unit, a, depth, weight + unit * stride, stride);
+  for (int r = 0; r < R; ++r) {
+    V columns[S::kLanes];
+#pragma GCC unroll 16
+    for (int lane = 0; lane < S::kLanes; ++lane) columns[lane] = sums[r * S::kLanes + lane];
+    transpose<ComputeOf<E>>(columns);
+#pragma GCC unroll 4
+    for (int half = S::kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+      for (int lane = 0; lane < half; ++lane) columns[lane] += columns[lane + half];
+    out[r * out_stride] = columns[0];
+  }
+}
+
+// What multiply() would give for one block of `shape`, from the weight itself (row-major: column_stride is 1).
+template <class E>
+void multiply_direct(typename Simd<ComputeOf<E>>::V* out, const PanelShape<E>& shape, int64_t block, int rows,
+                     Operand<E> a, const Weight& weight) {
+  constexpr int kLanes = PanelShape<E>::kLanes;
+  const int width = shape.vectors(block) * shape.gates;
+  for (int v = 0; v < width; ++v) {
+    const int64_t column = (shape.first_vector(block) + (shape.gates > 1 ? 0 : v)) * kLanes;
+    const int64_t row = (shape.gates > 1 ? v : 0) * shape.columns + column;
+    const E* data = static_cast<const E*>(weight.data) + row * weight.row_stride;
+    const int count = int(std::min<int64_t>(kLanes, shape.columns - column));
+    for_row_tiles(rows, 4, [&](int64_t first, int group) {
+      typename Simd<ComputeOf<E>>::V* to = out + first * width + v;
+      const Operand<E> from = a.from_row(first);
+      if (group == 1) dot_vector<E, 1>(to, width, from, shape.depth, data, weight.row_stride, count);
+      if (group == 2) dot_vector<E, 2>(to, width, from, shape.depth, data, weight.row_stride, count);
+      if (group == 3) dot_vector<E, 3>(to, width, from, shape.depth, data, weight.row_stride, count);
+      if (group == 4) dot_vector<E, 4>(to, width, from, shape.depth, data, weight.row_stride, count);
+    });
+  }
+}

@@ -1,0 +1,410 @@
+// Forward of one layer: every time step of both directions inside one parallel region.
+//
+// Shapes      input [rows, I], output [rows, D * Hout]; h lives in two buffers [B, Hout] (read one, write the other),
+//             zero-padded to whole pairs for bfloat16; c in one [B, H], updated in place.
+// Who owns    a thread owns a slice of the batch (sequences slice, slice + slices, ...: ragged batches stay balanced)
+// and what        a part of the hidden units. It computes W_ih x for its own units a chunk of time steps ahead, which
+// needs
+//             no barrier, and then runs the steps of that chunk.
+// Sync        one barrier per step among the threads of a slice, two with a projection; none if a slice has one thread.
+// Saved       activated gates and c, when the call asks for them; csrc/README.md lists the planes.
+// Limits      the weights are packed at every call (a stale copy cannot exist; calls of few rows read them in place)
+// and
+//             streamed from cache at every step.
+
+// A chunk of W_ih x should stay in L2 beside the weights (1 MiB on Zen 4) and yet hold several full tiles of rows.
+constexpr int64_t kChunkBytes = 256 * 1024;
+constexpr int64_t kChunkTiles = 4;
+
+// Up to this many rows in all the weights are read in place: packing them costs as much as reading them for 4 to 6
+// rows; more where they exceed L2 and packing waits for memory (measured on Zen 4, H 64 to 512).
+constexpr int64_t kDirectRows = 4, kDirectRowsLarge = 8;
+constexpr int64_t kLargeWeights = 1 << 20;  // bytes
+
+template <class E, Cell kCell>
+class Forward {
+  using C = ComputeOf<E>;
+  using S = Simd<C>;
+  using V = typename S::V;
+  using Math = CellMath<S>;
+  static constexpr int kLanes = S::kLanes;
+  static constexpr int kGates = gate_count(kCell);
+
+ public:
+  explicit Forward(const ForwardCall<E, C>& call)
+      : call_(call),
+        shape_(call.shape),
+        schedule_(*call.schedule),
+        output_size_(shape_.output_size()),
+        output_stride_(shape_.directions * output_size_),
+        input_panels_{shape_.hidden_size, shape_.input_size, kGates},
+        hidden_panels_{shape_.hidden_size, output_size_, kGates},
+        proj_panels_{shape_.proj_size, shape_.hidden_size, 1} {
+    const double flops =
+        2. * schedule_.total * shape_.directions * shape_.gate_rows() * (shape_.input_size + output_size_);
+    grid_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(), flops);
+    one_product_ = grid_.slices == 1 ||
+                   (schedule_.total == schedule_.steps * schedule_.batch && schedule_.batch % grid_.slices == 0);
+    const int64_t weight_bytes = shape_.gate_rows() * (shape_.input_size + output_size_) * int64_t(sizeof(E));
+    direct_ = schedule_.total <= (weight_bytes > kLargeWeights ? kDirectRowsLarge : kDirectRows);
+    for (int d = 0; d < shape_.directions; ++d) {
+      const DirectionWeights& weights = call.direction[d].weights;
+      direct_ = direct_ && weights.ih.column_stride == 1 && weights.hh.column_stride == 1 &&
+                (!shape_.proj_size || weights.hr.column_stride == 1);
+    }
+    lay_out_memory();
+    workspace_.allocate();
+    lay_out_memory();
+  }
+
+  // False, with nothing done, if the threads could not be had.
+  bool run() {
+    if (!run_team(grid_.size(), [&](int thread) { run_thread(thread); })) return false;
+    for (int d = 0; d < shape_.directions; ++d) store_final_states(d);
+    return true;
+  }
+
+ private:
+  struct State {
+    E *input_panel, *hidden_panel, *proj_panel;
+    C* bias;         // [block, gate, lane] b_ih + b_hh, for GRU's n only b_ih
+    C* bias_hidden;  // [H padded] GRU's b_hh of n
+    E* h[2];         // [B, hidden_stride_]
+    C* c;            // [B, H]
+    E* raw;          // [B, raw_stride_] o * tanh(c), what a projection multiplies
+  };
+
+  // One thread's share of one direction.
+  struct Member {
+    int d, slice, unit;
+    Range blocks;  // of hidden units
+    C* ahead;      // [rows of a chunk, ahead_stride] W_ih x + bias for those units
+    int64_t ahead_stride;
+    int64_t* start;  // [steps of a chunk + 1] first row in `ahead` of each time
+    Barrier barrier;
+  };
+
+  void lay_out_memory() {
+    barriers_ = make_barriers(grid_, workspace_);
+    start_ = workspace_.take<int64_t>((schedule_.steps + 1) * grid_.size());
+    const int64_t units = hidden_panels_.column_vectors() * kLanes;
+    hidden_stride_ = hidden_panels_.padded_depth();
+    raw_stride_ = proj_panels_.padded_depth();
+    for (int d = 0; d < shape_.directions; ++d) {
+      State& state = state_[d];
+      if (!direct_) {
+        state.input_panel = workspace_.take<E>(input_panels_.size());
+        state.hidden_panel = workspace_.take<E>(hidden_panels_.size());
+        state.proj_panel = workspace_.take<E>(shape_.proj_size ? proj_panels_.size() : 0);
+      }
+      state.bias = workspace_.take<C>(units * kGates);
+      state.bias_hidden = workspace_.take<C>(kCell == Cell::kGru ? units : 0);
+      for (E*& h : state.h) h = workspace_.take<E>(schedule_.batch * hidden_stride_);
+      state.c = workspace_.take<C>(kCell == Cell::kLstm ? schedule_.batch * shape_.hidden_size : 0);
+      state.raw = workspace_.take<E>(shape_.proj_size ? schedule_.batch * raw_stride_ : 0);
+    }
+    const int64_t blocks = ceil_div(hidden_panels_.blocks(), grid_.units);
+    const int64_t stride = std::min(blocks * kMaxVectors * kLanes, units * kGates);
+    const int64_t step_rows = ceil_div(schedule_.batch, grid_.slices);
+    // A chunk grows by whole steps until it holds chunk_rows_.
+    chunk_rows_ = std::max<int64_t>(kChunkBytes / (stride * sizeof(C)), kChunkTiles * kMaxRows);
+    ahead_size_ = std::min(chunk_rows_ + step_rows, schedule_.steps * step_rows) * stride;
+    ahead_ = workspace_.take<C>(ahead_size_ * grid_.size());
+  }
+
+  void run_thread(int thread) {
+    const Place place = place_of(grid_, thread);
+    for (int d = 0; d < shape_.directions; ++d) {
+      if (grid_.directions == 2 && d != place.team) continue;
+      const Range blocks = part_of(hidden_panels_.blocks(), place.unit, grid_.units);
+      const Member member{d,
+                          place.slice,
+                          place.unit,
+                          blocks,
+                          ahead_ + thread * ahead_size_,
+                          panel_width(blocks.first, blocks.last),
+                          start_ + thread * (schedule_.steps + 1),
+                          barriers_.slice(place)};
+      prepare(member);
+      barriers_.team(place).wait(place.rank);
+      run_steps(member);
+    }
+  }
+
+  // Columns, gates counted, of the blocks [first, last).
+  int64_t panel_width(int64_t first, int64_t last) const {
+    return (hidden_panels_.first_vector(last) - hidden_panels_.first_vector(first)) * kGates * kLanes;
+  }
+
+  // Packs this thread's part of the weights and sets up its rows of the initial state.
+  void prepare(const Member& member) {
+    const DirectionWeights& weights = call_.direction[member.d].weights;
+    State& state = state_[member.d];
+    // The slices share the packing of a unit part among them.
+    const Range share = part_of(member.blocks.last - member.blocks.first, member.slice, grid_.slices);
+    const int64_t first = member.blocks.first + share.first, last = member.blocks.first + share.last;
+    pack_bias(member.d, first, last);
+    const Range proj =
+        part_of(proj_panels_.blocks(), member.slice * grid_.units + member.unit, grid_.slices * grid_.units);
+    if (!direct_) {
+      pack_panels(state.input_panel, input_panels_, weights.ih, first, last);
+      pack_panels(state.hidden_panel, hidden_panels_, weights.hh, first, last);
+      if (shape_.proj_size) pack_panels(state.proj_panel, proj_panels_, weights.hr, proj.first, proj.last);
+    }
+
+    const int64_t hidden = shape_.hidden_size;
+    for (int64_t b = member.slice; b < schedule_.batch; b += grid_.slices) {
+      if (b / grid_.slices % grid_.units != member.unit) continue;
+      for (E* h : state.h) {
+        std::memcpy(h + b * hidden_stride_, call_.direction[member.d].hx + b * output_size_, output_size_ * sizeof(E));
+        std::memset(h + b * hidden_stride_ + output_size_, 0, (hidden_stride_ - output_size_) * sizeof(E));
+      }
+      if (kCell == Cell::kLstm)
+        for (int64_t u = 0; u < hidden; ++u)
+          state.c[b * hidden + u] = widen(call_.direction[member.d].cx[b * hidden + u]);
+      if (shape_.proj_size) std::memset(state.raw + b * raw_stride_, 0, raw_stride_ * sizeof(E));
+    }
+  }
+
+  void pack_bias(int d, int64_t first, int64_t last) {
+    const DirectionWeights& weights = call_.direction[d].weights;
+    for (int64_t vector = hidden_panels_.first_vector(first); vector < hidden_panels_.first_vector(last); ++vector) {
+      for (int gate = 0; gate < kGates; ++gate) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const int64_t unit = vector * kLanes + lane, row = gate * shape_.hidden_size + unit;
+          C from_input = 0, from_hidden = 0;
+          if (weights.bias_ih.data && unit < shape_.hidden_size) {
+            from_input = widen(static_cast<const E*>(weights.bias_ih.data)[row * weights.bias_ih.row_stride]);
+            from_hidden = widen(static_cast<const E*>(weights.bias_hh.data)[row * weights.bias_hh.row_stride]);
+          }
+          const bool apart = kCell == Cell::kGru && gate == 2;  // r multiplies W_hn h + b_hn as a whole
+          state_[d].bias[(vector * kGates + gate) * kLanes + lane] = apart ? from_input : from_input + from_hidden;
+          if (apart) state_[d].bias_hidden[unit] = from_hidden;
+        }
+      }
+    }
+  }
+
+  void run_steps(const Member& member) {
+    int64_t* const start = member.start;
+    for (int64_t step = 0; step < schedule_.steps;) {
+      int64_t end = step, rows = 0;
+      while (end < schedule_.steps && rows < chunk_rows_)
+        rows += rows_at(schedule_, time_of(schedule_, member.d, end++), member.slice, grid_.slices);
+      const int64_t low = std::min(time_of(schedule_, member.d, step), time_of(schedule_, member.d, end - 1));
+      start[0] = 0;
+      for (int64_t i = 0; i < end - step; ++i)
+        start[i + 1] = start[i] + rows_at(schedule_, low + i, member.slice, grid_.slices);
+      project_input(member, low, end - step);
+      for (; step < end; ++step) {
+        const int64_t t = time_of(schedule_, member.d, step), i = t - low;
+        run_step(member, step, t, member.ahead + start[i] * member.ahead_stride, start[i + 1] - start[i]);
+      }
+    }
+  }
+
+  // ahead = W_ih x + bias for `times` time steps from `low` on, this thread's units and rows.
+  void project_input(const Member& member, int64_t low, int64_t times) {
+    const int64_t products = one_product_ ? 1 : times, times_each = one_product_ ? times : 1;
+    for (int64_t block = member.blocks.first; block < member.blocks.last; ++block) {
+      for (int64_t i = 0; i < products; ++i) {
+        const Operand<E> x{call_.input + (schedule_.offset[low + i] + member.slice) * call_.input_stride,
+                           grid_.slices * call_.input_stride};
+        const int64_t rows = member.start[i + times_each] - member.start[i];
+        C* out = member.ahead + member.start[i] * member.ahead_stride + panel_width(member.blocks.first, block);
+        project_block(member, block, x, rows, out);
+      }
+    }
+  }
+
+  // acc = A W^T for one block of columns.
+  void product(V* acc, const PanelShape<E>& shape, int64_t block, int rows, Operand<E> a, const E* panels,
+               const Weight& weight) const {
+    if (direct_)
+      multiply_direct<E>(acc, shape, block, rows, a, weight);
+    else
+      multiply<E>(acc, shape.vectors(block) * shape.gates, rows, a, shape.padded_depth(), panels + shape.offset(block));
+  }
+
+  void project_block(const Member& member, int64_t block, Operand<E> x, int64_t rows, C* out) {
+    const State& state = state_[member.d];
+    const DirectionWeights& weights = call_.direction[member.d].weights;
+    const int width = input_panels_.vectors(block) * kGates;
+    const C* bias = state.bias + input_panels_.first_vector(block) * kGates * kLanes;
+    V acc[kAccumulators];
+    for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
+      product(acc, input_panels_, block, count, x.from_row(first), state.input_panel, weights.ih);
+      for (int m = 0; m < count; ++m)
+        for (int v = 0; v < width; ++v)
+          S::store(out + (first + m) * member.ahead_stride + v * kLanes,
+                   acc[m * width + v] + S::load(bias + v * kLanes));
+    });
+  }
+
+  void run_step(const Member& member, int64_t step, int64_t t, const C* ahead, int64_t rows) {
+    for (int64_t block = member.blocks.first; block < member.blocks.last; ++block)
+      step_block(member, step, t, block, ahead + panel_width(member.blocks.first, block), rows);
+    if (shape_.proj_size) {
+      member.barrier.wait(member.unit);
+      const Range blocks = part_of(proj_panels_.blocks(), member.unit, grid_.units);
+      for (int64_t block = blocks.first; block < blocks.last; ++block) proj_block(member, step, t, block, rows);
+    }
+    member.barrier.wait(member.unit);
+  }
+
+  void step_block(const Member& member, int64_t step, int64_t t, int64_t block, const C* ahead, int64_t rows) {
+    const State& state = state_[member.d];
+    const DirectionWeights& weights = call_.direction[member.d].weights;
+    const Operand<E> h{state.h[step % 2] + member.slice * hidden_stride_, grid_.slices * hidden_stride_};
+    const int unit_vectors = hidden_panels_.vectors(block), width = unit_vectors * kGates;
+    const int64_t first_unit = hidden_panels_.first_vector(block) * kLanes;
+    V acc[kAccumulators];
+    for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
+      product(acc, hidden_panels_, block, count, h.from_row(first), state.hidden_panel, weights.hh);
+      for (int m = 0; m < count; ++m) {
+        const int64_t b = member.slice + (first + m) * grid_.slices;
+        const C* in = ahead + (first + m) * member.ahead_stride;
+        for (int v = 0; v < unit_vectors; ++v) {
+          const int64_t unit = first_unit + v * kLanes, left = shape_.hidden_size - unit;
+          const V* gates = acc + m * width + v * kGates;
+          if (left >= kLanes)
+            finish<true>(member, step, t, b, unit, kLanes, gates, in + v * kGates * kLanes);
+          else
+            finish<false>(member, step, t, b, unit, int(left), gates, in + v * kGates * kLanes);
+        }
+      }
+    });
+  }
+
+  // Activations, state update and stores for `count` units of one row; `gates` holds W_hh h, `ahead` the rest.
+  template <bool kFull>
+  RNNFAST_INLINE void finish(const Member& member, int64_t step, int64_t t, int64_t b, int64_t unit, int count,
+                             const V* gates, const C* ahead) {
+    const State& state = state_[member.d];
+    const ForwardDirection<E, C>& direction = call_.direction[member.d];
+    const int64_t hidden = shape_.hidden_size, row = schedule_.offset[t] + b;
+    const auto save = [&](int plane, V value) __attribute__((always_inline)) {
+      C* p = direction.gates + row * saved_planes(kCell) * hidden + plane * hidden + unit;
+      kFull ? S::store(p, value) : S::store_first(p, value, count);
+    };
+    V h;
+    if constexpr (kCell == Cell::kGru) {
+      const E* h_prev = state.h[step % 2] + b * hidden_stride_ + unit;
+      V r = gates[0] + S::load(ahead), z = gates[1] + S::load(ahead + kLanes), n = S::load(ahead + 2 * kLanes);
+      const V hn = gates[2] + S::load(state.bias_hidden + unit);
+      h = Math::gru_forward(r, z, n, hn, kFull ? Io<E>::load(h_prev) : Io<E>::load_first(h_prev, count));
+      if (direction.gates) {
+        save(0, r);
+        save(1, z);
+        save(2, n);
+        save(3, hn);
+      }
+    } else if constexpr (kCell == Cell::kLstm) {
+      C* c_slot = state.c + b * hidden + unit;
+      V c = kFull ? S::load(c_slot) : S::load_first(c_slot, count);
+      V i = gates[0] + S::load(ahead), f = gates[1] + S::load(ahead + kLanes);
+      V g = gates[2] + S::load(ahead + 2 * kLanes), o = gates[3] + S::load(ahead + 3 * kLanes);
+      h = direction.gates ? Math::lstm_forward(i, f, g, o, c) : Math::lstm_infer(i, f, g, o, c);
+      kFull ? S::store(c_slot, c) : S::store_first(c_slot, c, count);
+      if (direction.gates) {
+        save(0, i);
+        save(1, f);
+        save(2, g);
+        save(3, o);
+        C* p = direction.cells + row * hidden + unit;
+        kFull ? S::store(p, c) : S::store_first(p, c, count);
+      }
+      if (shape_.proj_size) {
+        E* p = state.raw + b * raw_stride_ + unit;
+        kFull ? Io<E>::store(p, h) : Io<E>::store_first(p, h, count);
+        return;
+      }
+    } else {
+      h = Math::rnn_forward(gates[0] + S::load(ahead), shape_.relu);
+    }
+    store_hidden<kFull>(member, step, row, b, unit, count, h);
+  }
+
+  template <bool kFull>
+  RNNFAST_INLINE void store_hidden(const Member& member, int64_t step, int64_t row, int64_t b, int64_t column,
+                                   int count, V h) {
+    E* out = call_.output + row * output_stride_ + member.d * output_size_ + column;
+    E* next = state_[member.d].h[(step + 1) % 2] + b * hidden_stride_ + column;
+    kFull ? Io<E>::store(out, h) : Io<E>::store_first(out, h, count);
+    kFull ? Io<E>::store(next, h) : Io<E>::store_first(next, h, count);
+  }
+
+  // h = W_hr (o * tanh(c)) for one block of projected columns.
+  void proj_block(const Member& member, int64_t step, int64_t t, int64_t block, int64_t rows) {
+    const State& state = state_[member.d];
+    const DirectionWeights& weights = call_.direction[member.d].weights;
+    const Operand<E> raw{state.raw + member.slice * raw_stride_, grid_.slices * raw_stride_};
+    const int width = proj_panels_.vectors(block);
+    V acc[kAccumulators];
+    for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
+      product(acc, proj_panels_, block, count, raw.from_row(first), state.proj_panel, weights.hr);
+      for (int m = 0; m < count; ++m) {
+        const int64_t b = member.slice + (first + m) * grid_.slices, row = schedule_.offset[t] + b;
+        for (int v = 0; v < width; ++v) {
+          const int64_t column = (proj_panels_.first_vector(block) + v) * kLanes, left = shape_.proj_size - column;
+          if (left >= kLanes)
+            store_hidden<true>(member, step, row, b, column, kLanes, acc[m * width + v]);
+          else
+            store_hidden<false>(member, step, row, b, column, int(left), acc[m * width + v]);
+        }
+      }
+    });
+  }
+
+  // h_n is each sequence's row of the output at its last step in running order; c has been updated in place.
+  void store_final_states(int d) {
+    const int64_t hidden = shape_.hidden_size;
+    int64_t t = 0;
+    for (int64_t b = schedule_.batch - 1; b >= 0; --b) {
+      if (d == 0)
+        while (t + 1 < schedule_.steps && schedule_.count[t + 1] > b) ++t;
+      std::memcpy(call_.direction[d].h_n + b * output_size_,
+                  call_.output + (schedule_.offset[t] + b) * output_stride_ + d * output_size_,
+                  output_size_ * sizeof(E));
+    }
+    if (kCell == Cell::kLstm) {
+      const C* c = state_[d].c;
+      for (int64_t i = 0; i < schedule_.batch * hidden; ++i) narrow(c[i], call_.direction[d].c_n + i);
+    }
+  }
+
+  const ForwardCall<E, C>& call_;
+  const LayerShape& shape_;
+  const Schedule& schedule_;
+  const int64_t output_size_, output_stride_;
+  const PanelShape<E> input_panels_, hidden_panels_, proj_panels_;
+  ThreadGrid grid_;
+  bool direct_;       // the weights are read in place, nothing is packed
+  bool one_product_;  // the rows of a slice are evenly spaced across time steps: W_ih x is one product per chunk
+  Workspace workspace_;
+  Barriers barriers_{};
+  int64_t* start_ = nullptr;
+  State state_[2];
+  int64_t hidden_stride_ = 0, raw_stride_ = 0, chunk_rows_ = 0, ahead_size_ = 0;
+  C* ahead_ = nullptr;
+};
+
+template <class E, Cell kCell>
+void forward_cell(const ForwardCall<E, ComputeOf<E>>& call) {
+  if (Forward<E, kCell>(call).run()) return;
+  auto alone = call;
+  alone.threads = 1;
+  Forward<E, kCell>(alone).run();
+}
+
+template <class E>
+void forward(const ForwardCall<E, ComputeOf<E>>& call) {
+  switch (call.shape.cell) {
+    case Cell::kRnn:
+      return forward_cell<E, Cell::kRnn>(call);
+    case Cell::kGru:
+      return forward_cell<E, Cell::kGru>(call);
+    case Cell::kLstm:
+      return forward_cell<E, Cell::kLstm>(call);
+  }
+}

@@ -1,0 +1,292 @@
+// The matrix products of the CPU kernels: register tiles over packed weight panels.
+//
+// A panel holds `vectors` SIMD vectors of columns for every k: [k][vector][lane], so a tile streams it front to back.
+//   plain panels   consecutive columns, up to kMaxVectors vectors a block (RNN, projection, every backward product)
+//   gate panels    one vector of units a block, its gates side by side (GRU: 3, LSTM: 4), so a tile ends with all gates
+//   of
+//                  its units in registers and applies the activations there
+// A tile is MB rows x NV vectors of accumulators, NV vectors of weights and one broadcast element of A; NV * MB is
+// chosen to fill the register file without spilling (24 accumulators of 32 registers, 8-12 of 16; measured on Zen 4).
+// bfloat16 panels hold pairs of k: [k / 2][vector][lane][2], the operand order of dpbf16ps.
+
+#if RNNFAST_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kAccumulators = 24;
+#else
+constexpr int kAccumulators = 12;
+#endif
+constexpr int kMaxVectors = 4;
+constexpr int kMaxRows = 8;
+constexpr int tile_rows(int vectors) { return std::min(kAccumulators / vectors, kMaxRows); }
+
+template <class T>
+constexpr int kPair = 1;  // elements of k that one multiply consumes
+template <>
+inline constexpr int kPair<BFloat16> = 2;
+
+template <class E>
+using ComputeOf = std::conditional_t<std::is_same_v<E, BFloat16>, float, E>;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline float widen(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+
+inline void narrow(float x, float* to) { *to = x; }
+inline void narrow(double x, double* to) { *to = x; }
+inline void narrow(float x, BFloat16* to) {  // to nearest even; a NaN stays a NaN
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  to->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Loads and stores of storage elements as compute vectors.
+template <class E>
+struct Io {
+  using S = Simd<E>;
+  using V = typename S::V;
+  static RNNFAST_INLINE V load(const E* p) { return S::load(p); }
+  static RNNFAST_INLINE V load_first(const E* p, int count) { return S::load_first(p, count); }
+  static RNNFAST_INLINE void store(E* p, V v) { S::store(p, v); }
+  static RNNFAST_INLINE void store_first(E* p, V v, int count) { S::store_first(p, v, count); }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct Io<BFloat16> {
+  using V = Simd<float>::V;
+  static RNNFAST_INLINE V load(const BFloat16* p) {
+    return (V)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+  }
+  static RNNFAST_INLINE V load_first(const BFloat16* p, int count) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p);
+    return (V)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static RNNFAST_INLINE void store(BFloat16* p, V v) {
+    _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+  }
+  static RNNFAST_INLINE void store_first(BFloat16* p, V v, int count) {
+    _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+  }
+};
+#endif
+
+// Runs body(first row, rows) over `rows` rows in nearly equal groups of at most `limit`: a last group of one row would
+// run at the speed of the weight stream.
+template <class Body>
+RNNFAST_INLINE void for_row_tiles(int64_t rows, int limit, Body&& body) {
+  const int64_t groups = ceil_div(rows, limit);
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = group * rows / groups;
+    body(first, int((group + 1) * rows / groups - first));
+  }
+}
+
+// A[row, k] = a[row * row_stride + k * k_stride]; k_stride other than 1 only for full-precision elements.
+template <class E>
+struct Operand {
+  const E* data;
+  int64_t row_stride;
+  int64_t k_stride = 1;
+  RNNFAST_INLINE Operand from_row(int64_t row) const { return {data + row * row_stride, row_stride, k_stride}; }
+};
+
+// acc[row][vector] += A[row, k] * panel[k][vector], `ks` multiplies deep.
+template <class E, int NV, int MB>
+RNNFAST_INLINE void multiply_add(typename Simd<ComputeOf<E>>::V (&acc)[MB][NV], Operand<E> a, int64_t k,
+                                 const E* panel) {
+  using S = Simd<ComputeOf<E>>;
+  using V = typename S::V;
+  constexpr int kLanes = S::kLanes * kPair<E>;
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<E, BFloat16>) {
+    __m512bh weight[NV];
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) weight[v] = (__m512bh)_mm512_loadu_si512(panel + v * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < MB; ++m) {
+      int32_t pair;
+      std::memcpy(&pair, a.data + m * a.row_stride + k, sizeof pair);
+      const __m512bh broadcast = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) acc[m][v] = (V)_mm512_dpbf16_ps((__m512)acc[m][v], broadcast, weight[v]);
+    }
+    return;
+  } else
+#endif
+  {
+    V weight[NV];
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) weight[v] = S::load(panel + v * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < MB; ++m) {
+      const V broadcast = S::set(a.data[m * a.row_stride + k * a.k_stride]);
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * weight[v];
+    }
+  }
+}
+
+// Longest chain of additions into one register: a sum of thousands in a single chain would round worse than torch's.
+constexpr int64_t kChainDepth = 256;
+
+// out[MB][NV] = A[MB rows, depth] * panel. Few accumulators cannot cover the latency of fma (4 cycles, 2 a cycle), so
+// small tiles run two chains over k. bfloat16: depth is even (operands are zero-padded).
+template <class E, int NV, int MB>
+void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t depth, const E* panel) {
+  using V = typename Simd<ComputeOf<E>>::V;
+  constexpr int kStep = kPair<E>;
+  constexpr int64_t kPanelStep = int64_t(NV) * Simd<ComputeOf<E>>::kLanes * kStep;
+  constexpr int kChains = MB * NV <= 8 && MB * NV * 2 <= kAccumulators ? 2 : 1;
+  int64_t k = 0;
+  do {
+    const int64_t end = std::min(depth, k + kChainDepth);
+    const bool first = k == 0;
+    V acc[kChains][MB][NV];
+#pragma GCC unroll 2
+    for (int chain = 0; chain < kChains; ++chain)
+#pragma GCC unroll 16
+      for (int m = 0; m < MB; ++m)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[chain][m][v] = V{};
+    for (; k + kChains * kStep <= end; k += kChains * kStep, panel += kChains * kPanelStep) {
+#pragma GCC unroll 2
+      for (int chain = 0; chain < kChains; ++chain)
+        multiply_add<E, NV, MB>(acc[chain], a, k + chain * kStep, panel + chain * kPanelStep);
+    }
+    if (k < end) multiply_add<E, NV, MB>(acc[0], a, k, panel);  // the odd one; only the last stretch can have it
+    k = end;
+#pragma GCC unroll 16
+    for (int m = 0; m < MB; ++m)
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) {
+        const V sum = kChains == 2 ? acc[0][m][v] + acc[kChains - 1][m][v] : acc[0][m][v];
+        out[m * NV + v] = first ? sum : out[m * NV + v] + sum;
+      }
+  } while (k < depth);
+}
+
+template <class E, int NV, int... kIndex>
+void multiply_rows(typename Simd<ComputeOf<E>>::V* out, int rows, Operand<E> a, int64_t depth, const E* panel,
+                   std::integer_sequence<int, kIndex...>) {
+  ((rows == kIndex + 1 ? multiply_tile<E, NV, kIndex + 1>(out, a, depth, panel) : void()), ...);
+}
+
+// out[rows][vectors] = A[rows, depth] * panel, rows <= tile_rows(vectors), vectors <= kMaxVectors. Every product of the
+// kernels goes through here; what follows it (activations, gradients) works on `out`, a few cache lines on the stack.
+template <class E>
+void multiply(typename Simd<ComputeOf<E>>::V* out, int vectors, int rows, Operand<E> a, int64_t depth, const E* panel) {
+  switch (vectors) {
+    case 1:
+      return multiply_rows<E, 1>(out, rows, a, depth, panel, std::make_integer_sequence<int, tile_rows(1)>());
+    case 2:
+      return multiply_rows<E, 2>(out, rows, a, depth, panel, std::make_integer_sequence<int, tile_rows(2)>());
+    case 3:
+      return multiply_rows<E, 3>(out, rows, a, depth, panel, std::make_integer_sequence<int, tile_rows(3)>());
+    case 4:
+      return multiply_rows<E, 4>(out, rows, a, depth, panel, std::make_integer_sequence<int, tile_rows(4)>());
+  }
+}
+
+// How `columns` columns are cut into panel blocks. gates > 1: gate panels of one vector of units each.
+template <class E>
+struct PanelShape {
+  static constexpr int kLanes = Simd<ComputeOf<E>>::kLanes;
+  int64_t columns;  // units, when gates > 1
+  int64_t depth;    // k
+  int gates = 1;
+
+  int64_t padded_depth() const { return ceil_div(depth, kPair<E>) * kPair<E>; }
+  int64_t column_vectors() const { return ceil_div(columns, kLanes); }
+  int64_t blocks() const { return gates > 1 ? column_vectors() : ceil_div(column_vectors(), kMaxVectors); }
+  // First vector of columns of a block; blocks are cut evenly (5 vectors: 3 + 2).
+  int64_t first_vector(int64_t block) const { return block * column_vectors() / blocks(); }
+  int vectors(int64_t block) const { return int(first_vector(block + 1) - first_vector(block)); }
+  int64_t offset(int64_t block) const { return first_vector(block) * gates * kLanes * padded_depth(); }
+  int64_t size() const { return column_vectors() * gates * kLanes * padded_depth(); }
+};
+
+// Turns kLanes rows of kLanes elements into columns: log2(kLanes) rounds of interleaving row i with row i + kLanes / 2.
+template <class T>
+RNNFAST_INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
+  using S = Simd<T>;
+  constexpr int kLanes = S::kLanes;
+  using B = typename S::B;
+  B low{}, high{};
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kLanes; ++lane) {
+    low[lane] = lane / 2 + (lane % 2) * kLanes;
+    high[lane] = lane / 2 + kLanes / 2 + (lane % 2) * kLanes;
+  }
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    typename S::V next[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+// One vector of a panel for all k: dst[k * stride + lane] = column (first + lane) of the weight, zero past `count`.
+template <class E>
+void pack_vector(E* dst, int64_t stride, const E* src, int64_t column_stride, int64_t k_stride, int64_t depth,
+                 int count) {
+  constexpr int kLanes = Simd<ComputeOf<E>>::kLanes;
+  constexpr int kStep = kPair<E>;
+  int64_t k = 0;
+  using S = Simd<ComputeOf<E>>;
+  if (count == kLanes && k_stride == 1) {
+    // A pair of bfloat16 has the size of a float, so pairs are transposed as floats are.
+    for (; k + kLanes * kStep <= depth; k += kLanes * kStep) {
+      typename S::V rows[kLanes];
+#pragma GCC unroll 16
+      for (int lane = 0; lane < kLanes; ++lane)
+        std::memcpy(&rows[lane], src + lane * column_stride + k, sizeof rows[lane]);
+      transpose<ComputeOf<E>>(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) std::memcpy(dst + (k / kStep + i) * stride, &rows[i], sizeof rows[i]);
+    }
+  } else if (count == kLanes && column_stride == 1 && kStep == 1) {
+    for (; k < depth; ++k) std::memcpy(dst + k * stride, src + k * k_stride, sizeof(typename S::V));
+  }
+  for (; k < depth; ++k) {
+    E* out = dst + k / kStep * stride + k % kStep;
+    for (int lane = 0; lane < kLanes; ++lane)
+      out[lane * kStep] = lane < count ? src[lane * column_stride + k * k_stride] : E{};
+  }
+  if (depth % kStep)
+    for (int lane = 0; lane < kLanes; ++lane) dst[depth / kStep * stride + lane * kStep + 1] = E{};
+}
+
+// Packs the blocks [first, last) of a weight [gates * columns, depth], or of its transpose, whose columns are the
+// weight's columns and whose k are its rows, the last `leading` of them first (leading > 0 only in full precision).
+template <class E>
+void pack_panels(E* dst, const PanelShape<E>& shape, const Weight& weight, int64_t first, int64_t last,
+                 bool transposed = false, int64_t leading = 0) {
+  constexpr int kLanes = PanelShape<E>::kLanes;
+  const int64_t column_stride = transposed ? weight.column_stride : weight.row_stride;
+  const int64_t k_stride = transposed ? weight.row_stride : weight.column_stride;
+  for (int64_t block = first; block < last; ++block) {
+    const int width = shape.vectors(block) * shape.gates;
+    const int64_t stride = int64_t(width) * kLanes * kPair<E>;
+    for (int v = 0; v < width; ++v) {
+      const int64_t column = (shape.first_vector(block) + (shape.gates > 1 ? 0 : v)) * kLanes;
+      const int64_t gate = shape.gates > 1 ? v : 0;
+      const int count = int(std::min<int64_t>(kLanes, shape.columns - column));
+      const E* src = static_cast<const E*>(weight.data) + (gate * shape.columns + column) * column_stride;
+      E* out = dst + shape.offset(block) + int64_t(v) * kLanes * kPair<E>;
+      const int64_t rest = shape.depth - leading;
+      if (leading) pack_vector<E>(out, stride, src + rest * k_stride, column_stride, k_stride, leading, count);
+      pack_vector<E>(out + leading * stride, stride, src, column_stride, k_stride, rest, count);
+    }
+  }
+}

@@ -1,0 +1,44 @@
+// Everything that is compiled once per instruction set. An isa_*.cpp defines RNNFAST_ISA (its namespace) and
+// RNNFAST_VECTOR_BYTES, and is compiled with that set's flags. Nothing outside that namespace may be emitted here as a
+// shared (weak) symbol, or the linker could keep this copy for older machines: no std containers, all headers inside.
+#include <omp.h>
+#include <sched.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "layer.h"
+
+namespace rnnfast::RNNFAST_ISA {
+// clang-format off: each needs those above it
+#include "workspace.h"
+#include "team.h"
+#include "vec.h"
+#include "gemm.inl.h"
+#include "direct.inl.h"
+#include "forward.inl.h"
+#include "outer_sum.inl.h"
+#include "backward.inl.h"
+// clang-format on
+
+extern const Kernels kKernels;
+#if defined(RNNFAST_BF16_ONLY)
+const Kernels kKernels = {RNNFAST_NAME, nullptr, nullptr, forward<BFloat16>, nullptr, nullptr};
+#else
+const Kernels kKernels = {RNNFAST_NAME, forward<float>, forward<double>, nullptr, backward<float>, backward<double>};
+#endif
+}  // namespace rnnfast::RNNFAST_ISA

@@ -1,0 +1,31 @@
+"""rnnfast: torch.nn's RNN, GRU and LSTM with faster kernels and the same numbers.
+
+Replace torch.nn.LSTM by rnnfast.LSTM, or call rnnfast.convert(model); rnnfast.explain(module, input) says what runs.
+"""
+
+from . import _dynamo, functional
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .patch import convert, patch, patched, revert, unpatch
+from .select import backend, backends, explain
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GRU",
+    "GRUCell",
+    "LSTM",
+    "LSTMCell",
+    "RNN",
+    "RNNCell",
+    "backend",
+    "backends",
+    "convert",
+    "explain",
+    "functional",
+    "patch",
+    "patched",
+    "revert",
+    "unpatch",
+]
+
+_dynamo.install()

@@ -1,0 +1,51 @@
+"""python -m rnnfast.env_report: versions, devices, what loaded, why not; for bug reports."""
+
+import os
+import platform
+
+import torch
+
+import rnnfast
+
+from . import _dynamo, _ext
+
+_VARIABLES = (
+    "RNNFAST_BACKEND",
+    "RNNFAST_CPU_ISA",
+    "RNNFAST_SKIP_EXT",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "GOMP_CPU_AFFINITY",
+)
+
+
+def _isa() -> str:
+    if _ext.failure:
+        return f"none: {_ext.failure}"
+    try:
+        return _ext.cpu_isa()
+    except RuntimeError as error:
+        return f"none: {error}"
+
+
+def report() -> str:
+    """The report as text, one fact per line."""
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        "rnnfast": rnnfast.__version__,
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "torch's CPU capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPUs",
+        "GPUs": ", ".join(cuda) or "none",
+        "CPU kernels": _isa(),
+        "torch.compile": _dynamo.state,
+        **{f"backend {name}": state for name, state in rnnfast.backends().items()},
+        **{name: os.environ.get(name, "not set") for name in _VARIABLES},
+    }
+    width = max(map(len, facts))
+    return "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+
+
+if __name__ == "__main__":
+    print(report())

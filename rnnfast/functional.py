@@ -1,0 +1,202 @@
+"""lstm, gru, rnn_tanh and rnn_relu on plain tensors: layers, directions, packing, dropout and autocast.
+
+The arguments are those of torch's own operators (torch._VF.lstm and so on), named; the results are theirs too. The
+backend is chosen once per call (select.py) and runs one layer at a time.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import _VF, Tensor
+
+from . import select
+from .ops import CELLS
+from .select import Call
+
+LENGTHS_NEED = "lengths needs an input, states and weights of one dtype and device that fit together as documented"
+
+_ONEDNN_DTYPES = ()
+if torch.backends.mkldnn.is_available():
+    supported = {
+        torch.float32: True,
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    }
+    _ONEDNN_DTYPES = tuple(dtype for dtype, it_is in supported.items() if it_is)
+
+
+def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
+    def function(
+        input: Tensor,
+        hx: Tensor | Sequence[Tensor] | None,
+        weights: Sequence[Tensor],
+        *,
+        has_biases: bool = True,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        training: bool = False,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        batch_sizes: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        if not all(isinstance(tensor, Tensor) for tensor in (input, *weights)):
+            raise TypeError(f"{cell}: input and weights must be tensors")
+        states = (hx,) if isinstance(hx, Tensor) else hx
+        call = Call(
+            cell,
+            input,
+            states,
+            weights,
+            has_biases,
+            num_layers,
+            dropout,
+            training,
+            bidirectional,
+            batch_first,
+            batch_sizes,
+            lengths,
+        )
+        check_lengths(call)
+        chosen = select.choose(call)
+        if chosen is select.ATEN:
+            return _aten(call)
+        try:
+            return run(call, chosen.layer)
+        except Exception:
+            if select.fits(call):
+                raise
+            return _aten(call)  # which judges what does not fit
+
+    function.__name__ = function.__qualname__ = cell
+    function.__doc__ = doc
+    return function
+
+
+lstm = _stack_of(
+    "lstm",
+    """A stack of LSTM layers, with projections if `weights` hold weight_hr.
+
+    Args:
+        input: [T, B, I], with batch_first [B, T, I], with batch_sizes [sum(batch_sizes), I]; float32, float64,
+            bfloat16 or float16.
+        hx: (h_0 [L*D, B, Hout], c_0 [L*D, B, H]) of any strides, or None for zeros; L layers, D directions.
+        weights: in torch's flat order: for each layer, for each direction weight_ih, weight_hh, then bias_ih and
+            bias_hh if has_biases, then weight_hr if projected.
+        num_layers, dropout, training, bidirectional, batch_first: as in torch.nn.LSTM.
+        batch_sizes: of a PackedSequence: int64 [T] on the CPU, descending.
+        lengths: int32 or int64 [B] on the device of `input`, each in 0..T, unsorted; excludes batch_sizes. Output is
+            zero at and after a row's length; the final states are those after its last step.
+
+    Returns:
+        output [T, B, D*Hout] (or in the form of `input`), h_n [L*D, B, Hout], c_n [L*D, B, H].
+
+    Raises torch's own errors for tensors that do not fit together, RuntimeError or ValueError for lengths.
+    """,
+)
+gru = _stack_of("gru", "A stack of GRU layers: `lstm` with the one state hx [L*D, B, H]. Returns (output, h_n).")
+rnn_tanh = _stack_of("rnn_tanh", "A stack of tanh RNN layers: `gru` with another cell. Returns (output, h_n).")
+rnn_relu = _stack_of("rnn_relu", "A stack of relu RNN layers: `gru` with another cell. Returns (output, h_n).")
+
+
+def run(call: Call, layer: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """(output, *final states) of a call that fits, each layer by `layer` (see reference.layer)."""
+    states = _zeros(call) if call.states is None else call.states
+    low = select.autocast_dtype(call.input.device)
+    if low is None or call.input.dtype not in select.AUTOCAST_DTYPES:
+        return _run(call, layer, call.input, states, call.weights)
+    weights = [weight.to(low) for weight in call.weights]
+    results = _run(call, layer, call.input.to(low), [state.to(low) for state in states], weights)
+    dtypes = _autocast_results(call, states, low)
+    return tuple(result.to(dtype) for result, dtype in zip(results, dtypes, strict=True))
+
+
+def _run(call, layer, input, states, weights):
+    transposed = call.batch_first and call.batch_sizes is None
+    output = input.transpose(0, 1) if transposed else input
+    if call.num_layers == 1:
+        results = layer(call.cell, output, states, weights, call.batch_sizes, call.lengths)
+    else:
+        directions = 2 if call.bidirectional else 1
+        per_layer = len(weights) // call.num_layers
+        states = [state.split(directions) for state in states]
+        finals = []
+        for k, *own_states in zip(range(call.num_layers), *states, strict=True):
+            if k > 0 and call.training and call.dropout != 0:
+                output = torch.dropout(output, call.dropout, True)
+            own_weights = weights[k * per_layer : (k + 1) * per_layer]
+            output, *final = layer(call.cell, output, own_states, own_weights, call.batch_sizes, call.lengths)
+            finals.append(final)
+        results = (output, *map(torch.cat, zip(*finals, strict=True)))
+    return (results[0].transpose(0, 1), *results[1:]) if transposed else results
+
+
+def _zeros(call: Call) -> tuple[Tensor, ...]:
+    """Initial states of zeros, like torch.nn's in the dtype of the input."""
+    input, directions = call.input, 2 if call.bidirectional else 1
+    if call.batch_sizes is not None:
+        batch = int(call.batch_sizes[0])
+    else:
+        batch = input.size(0 if call.batch_first else 1)
+    rows, output_size = call.weights[0].size(0), call.weights[1].size(1)
+    hidden_size = rows // CELLS[call.cell].gates
+    shape = call.num_layers * directions, batch
+    hx = torch.zeros(*shape, output_size, dtype=input.dtype, device=input.device)
+    if CELLS[call.cell].states == 1:
+        return (hx,)
+    if output_size == hidden_size:
+        return (hx, hx)  # nothing writes them
+    return (hx, torch.zeros(*shape, hidden_size, dtype=input.dtype, device=input.device))
+
+
+def _autocast_results(call: Call, states: Sequence[Tensor], low: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes of (output, *final states) that torch's own operators give under autocast to `low`.
+
+    Matrix products come out in `low`, and what is pointwise promotes with the states: an RNN ends in a product's dtype
+    and so does a projected h; a GRU's h and an LSTM's c meet the old state. oneDNN's LSTM is all `low`.
+    """
+    promoted = torch.promote_types(low, states[0].dtype)
+    projected = states[0].size(2) != states[-1].size(2)
+    if call.cell in ("rnn_tanh", "rnn_relu") or (call.cell == "lstm" and not projected and _onednn_lstm(call)):
+        return (low,) * (1 + len(states))
+    return (low, low, promoted) if projected else (promoted,) * (1 + len(states))
+
+
+def _onednn_lstm(call: Call) -> bool:
+    """Whether torch's own operator would take oneDNN's LSTM for this call (ATen/native/RNN.cpp, use_mkldnn)."""
+    if call.batch_sizes is not None or call.step or call.input.device.type != "cpu":
+        return False
+    if not torch.backends.mkldnn.enabled or (call.input.dtype is torch.float16 and torch.is_grad_enabled()):
+        return False
+    return call.input.dtype in _ONEDNN_DTYPES
+
+
+def check_lengths(call: Call) -> None:
+    """Raises for `lengths` of a wrong kind; their range is the kernels' to check, for it lies in device memory."""
+    lengths, input = call.lengths, call.input
+    if lengths is None:
+        return
+    if call.batch_sizes is not None:
+        raise ValueError("lengths is for padded input; a packed sequence has its own batch_sizes")
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
+        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise RuntimeError(f"Expected lengths to be an int32 or int64 tensor, got {kind}")
+    if lengths.device != input.device:
+        raise RuntimeError(f"Expected lengths on {input.device}, got {lengths.device}")
+    batch = input.size(0 if call.batch_first else 1) if input.dim() == 3 else 1
+    if lengths.shape != (batch,):
+        raise RuntimeError(f"Expected lengths of shape {(batch,)}, got {tuple(lengths.shape)}")
+
+
+def _aten(call: Call) -> tuple[Tensor, ...]:
+    """The stack by torch's own operator, which also raises the errors of a call that does not fit."""
+    states = _zeros(call) if call.states is None else call.states
+    hx = states[0] if CELLS[call.cell].states == 1 else states
+    operator = getattr(_VF, call.cell)
+    options = call.has_biases, call.num_layers, call.dropout, call.training, call.bidirectional
+    if call.batch_sizes is not None:
+        return operator(call.input, call.batch_sizes, hx, call.weights, *options)
+    results = operator(call.input, hx, call.weights, *options, call.batch_first)
+    if call.lengths is not None:
+        raise RuntimeError(LENGTHS_NEED)
+    return results

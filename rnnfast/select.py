@@ -1,0 +1,277 @@
+"""Which implementation a call takes, with the reason for every faster one that it does not take.
+
+The decision is made once per call, for the whole stack of layers, from what is static under torch.compile: shapes,
+dtypes, devices and modes, never values. `explain` asks the same `choose` that the call asks.
+"""
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+
+from . import _ext, autograd, reference
+from .ops import CELLS
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 stays
+
+
+class Call(NamedTuple):
+    """One call of a stack of layers: the arguments of `functional`; `states` is (hx,), (hx, cx), or None for zeros."""
+
+    cell: str
+    input: Tensor
+    states: Sequence[Tensor] | None
+    weights: Sequence[Tensor]
+    has_biases: bool = True
+    num_layers: int = 1
+    dropout: float = 0.0
+    training: bool = False
+    bidirectional: bool = False
+    batch_first: bool = False
+    batch_sizes: Tensor | None = None
+    lengths: Tensor | None = None
+    step: bool = False  # a cell module's one step
+
+
+class Backend(NamedTuple):
+    """One implementation. `layer` runs one layer (see reference.layer); None: torch's own operator runs the stack."""
+
+    name: str
+    unavailable: Callable[[], str | None]
+    """Why it can run nothing here, or None."""
+    refuses: Callable[[Call], str | None]
+    """Why it cannot run this call, or None."""
+    layer: Callable[..., tuple[Tensor, ...]] | None
+
+
+def only_torch(call: Call) -> str | None:
+    """Why this call belongs to torch's own operator by its nature, so that passing it on loses nothing, or None."""
+    if torch.compiler.is_exporting():
+        return "the graph is being exported, which wants torch's own operators"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit is tracing, which wants torch's own operators"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "forward-mode AD is active"
+    if call.input.is_meta:
+        return "meta tensors hold no data"
+    return step_loses(call.cell) if call.step else None
+
+
+def step_loses(cell: str) -> str | None:
+    """Why torch's own operator is the faster for one step of a cell module, or None; a request overrules it.
+
+    Measured on 2 cores with AVX-512 (2026-11-21): around a step of 10 us a torch.autograd.Function costs 40 us, and an
+    RNN's step is two small products and a tanh, which torch runs in less than our way to the kernel takes.
+    """
+    if _request.name is not None:
+        return None
+    if torch.is_grad_enabled():
+        return "one step with gradients is faster in torch's own operator"
+    return "one step of an RNN is faster in torch's own operator" if cell in ("rnn_tanh", "rnn_relu") else None
+
+
+def fits(call: Call) -> bool:
+    """Whether all are plain tensors of the documented shapes, one dtype and one device.
+
+    What torch makes of other calls, and in which words it refuses them, is its own affair: those go to it.
+    """
+    input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
+    packed = batch_sizes is not None
+    if input.dim() != (2 if packed else 3) or input.size(1 if call.batch_first and not packed else 0) == 0:
+        return False
+    compiling = torch.compiler.is_compiling()
+    if not compiling and not all(_plain(tensor) for tensor in (input, *weights, *(call.states or ()))):
+        return False
+    device, dtypes = input.device, (input.dtype,)
+    if input.dtype in AUTOCAST_DTYPES and autocast_dtype(device) is not None:
+        dtypes = AUTOCAST_DTYPES
+
+    directions = 2 if call.bidirectional else 1
+    per_direction, rest = divmod(len(weights), call.num_layers * directions)
+    projected = per_direction % 2 == 1
+    if rest or per_direction - projected != (4 if call.has_biases else 2) or weights[1].dim() != 2:
+        return False
+    rows, output_size = weights[1].shape
+    hidden_size = rows // CELLS[call.cell].gates
+    if projected != (output_size != hidden_size) or (projected and call.cell != "lstm"):
+        return False
+    recurrent = ((rows, output_size), (rows,), (rows,)) if call.has_biases else ((rows, output_size),)
+    recurrent = (*recurrent, (output_size, hidden_size)) if projected else recurrent
+    first = ((rows, input.size(-1)), *recurrent) * directions
+    others = ((rows, directions * output_size), *recurrent) * (directions * (call.num_layers - 1))
+    for weight, shape in zip(weights, first + others, strict=True):
+        if weight.shape != shape or weight.dtype not in dtypes or weight.device != device:
+            return False
+
+    if packed and not compiling and not _descending(batch_sizes, input.size(0)):
+        return False  # in a compiled graph the values are unknown; the operator checks them itself
+    states = call.states
+    if states is None:
+        return True
+    if packed:
+        batch = states[0].size(1) if compiling else int(batch_sizes[0])
+    else:
+        batch = input.size(0 if call.batch_first else 1)
+    shape = (call.num_layers * directions, batch, output_size)
+    for state in states:
+        if state.shape != shape or state.dtype not in dtypes or state.device != device:
+            return False
+        shape = (*shape[:2], hidden_size)
+    return states[-1].dtype is states[0].dtype
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast casts to on this device, None where it is off."""
+    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+def _plain(tensor: Tensor) -> bool:
+    own_rules = getattr(type(tensor), "__torch_dispatch__", None) is not Tensor.__torch_dispatch__
+    return tensor.layout is torch.strided and (not own_rules or isinstance(tensor, FakeTensor | FunctionalTensor))
+
+
+def _descending(batch_sizes: Tensor, rows: int) -> bool:
+    if batch_sizes.dim() != 1 or batch_sizes.dtype is not torch.int64 or batch_sizes.device.type != "cpu":
+        return False
+    sizes = batch_sizes.tolist()
+    return bool(sizes) and sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
+
+
+def _cpu_refuses(call: Call) -> str | None:
+    if call.input.device.type != "cpu":
+        return f"it runs on CPU tensors, not on {call.input.device.type}"
+    if call.input.dtype not in DTYPES:
+        return f"it has no kernel for {call.input.dtype}"
+    return None
+
+
+def _aten_refuses(call: Call) -> str | None:
+    return None if call.lengths is None else "torch's own operator knows no `lengths`"
+
+
+CPU = Backend("cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer)
+ATEN = Backend("aten", lambda: None, _aten_refuses, None)
+REFERENCE = Backend("reference", lambda: None, lambda call: None, reference.layer)
+BACKENDS = {backend.name: backend for backend in (CPU, ATEN, REFERENCE)}  # in the order of preference
+
+
+class _Request(threading.local):
+    """What this thread asked for; read as plain attributes, so that compiled graphs are guarded on it."""
+
+    def __init__(self):
+        self.name: str | None = os.environ.get("RNNFAST_BACKEND") or None
+        self.strict = False
+
+
+_request = _Request()
+
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"unknown rnnfast backend {name!r}; known are {', '.join(BACKENDS)}")
+    return name
+
+
+@contextmanager
+def backend(name: str, strict: bool = False) -> Iterator[None]:
+    """Within the block, calls of this thread take the backend `name`.
+
+    Args:
+        name: a key of `backends()`.
+        strict: raise RuntimeError, naming the reason, where a call cannot take it. Without, such a call falls back
+            to the default order with one warning per reason.
+
+    Raises ValueError for an unknown name. RNNFAST_BACKEND in the environment is the same for the whole process.
+    """
+    before = _request.name, _request.strict
+    _request.name, _request.strict = _known(name), strict
+    try:
+        yield
+    finally:
+        _request.name, _request.strict = before
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name, in the order of preference, with "available" or the reason why it is not."""
+    return {name: backend.unavailable() or "available" for name, backend in BACKENDS.items()}
+
+
+def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
+    """The backend that runs `call`.
+
+    Where `passed_over` is given the reasons against the backends before it are written there; else they are acted on:
+    a strict request that cannot be met raises RuntimeError, and a loss of speed warns once per reason.
+
+    A plain eager call is not examined with `fits`: the operators check all that they get before they touch it, and the
+    caller takes to torch what they refused and what does not fit.
+    """
+    request = _request.name
+    torchs = only_torch(call)
+    plain = request is None and passed_over is None and call.lengths is None and not torch.compiler.is_compiling()
+    plain = plain and autocast_dtype(call.input.device) is None and call.input.numel() > 0
+    if not plain and not torchs and not fits(call):
+        if passed_over is not None:
+            passed_over[CPU.name] = "its tensors do not fit together as documented, so torch is the judge"
+        return ATEN
+    for name in BACKENDS if request is None else (request, *BACKENDS):
+        candidate = BACKENDS[_known(name)]
+        reason = candidate.unavailable() or (candidate is not ATEN and torchs) or candidate.refuses(call)
+        if not reason:
+            return candidate
+        if passed_over is not None:
+            passed_over.setdefault(name, reason)
+        elif name == request and _request.strict:
+            raise RuntimeError(f"rnnfast backend {name!r} was requested with strict=True, but {reason}")
+        elif name == request or not torchs:
+            _warn_once(f"rnnfast backend {name!r} is passed over: {reason}")
+    return REFERENCE
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+class Explanation(NamedTuple):
+    """What `explain` answers; str() of it is a readable text."""
+
+    backend: str
+    passed_over: dict[str, str]
+    call: str
+
+    def __str__(self) -> str:
+        lines = [f"{self.call} takes backend {self.backend!r}"]
+        return "\n".join(lines + [f"  not {name!r}: {reason}" for name, reason in self.passed_over.items()])
+
+
+def explain(module: torch.nn.Module, input: Any, hx: Any = None, *, lengths: Tensor | None = None) -> Explanation:
+    """Which implementation `module(input, hx)` takes at this place, and why not the ones before it.
+
+    Runs nothing. Takes an rnnfast module; raises TypeError for any other.
+    """
+    prepare = getattr(module, "_call", None)
+    if prepare is None:
+        raise TypeError(f"{type(module).__name__} is not a module of rnnfast; see rnnfast.convert")
+    call = prepare(input, hx, lengths) if lengths is not None else prepare(input, hx)
+    if call is None:
+        return Explanation(ATEN.name, {}, f"{module} on arguments that torch refuses")
+    passed_over: dict[str, str] = {}
+    chosen = choose(call, passed_over)
+    return Explanation(chosen.name, passed_over, f"{module} on {call.input.dtype} {call.input.device.type} tensors")
