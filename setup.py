@@ -20,10 +20,14 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"building rnnfast needs setuptools >= 77.0.3, this is {setuptools.__version__}")
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]

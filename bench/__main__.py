@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{common['machine']}; torch {torch.__version__}, rnnfast {rnnfast.__version__}, backends {rnnfast.backends()}"
     )
-    folder = arguments.out / suite
+    folder = arguments.out / (f"{suite}-{arguments.only}" if arguments.only else suite)
     folder.mkdir(parents=True, exist_ok=True)
     records: list[measure.Record] = []
     peaks: dict[tuple[str, int], float] = {}

@@ -160,7 +160,7 @@ def loss_curves(records: Sequence[Record]) -> Figure:
         title = f"{record['name']}\n{record['cell']}, H={record['hidden_size']}, B={record['batch']}"
         curve.set_title(title + (f", {times(record)[2]}x" if record["speedup"] else ", WRONG"), fontsize=10)
         for side, color, label in (("torch", TORCH_COLOR, "torch.nn"), ("rnnfast", RNNFAST_COLOR, "rnnfast")):
-            distances = [max(abs(a - b), NEAREST) for a, b in zip(losses[side], losses["float64"], strict=True)]
+            distances = [max(abs(a - b), NEAREST) for a, b in zip(losses[side], losses["float64"], strict=False)]
             deviation.plot(distances, ".", color=color, markersize=4, alpha=0.7, label=label)
         limit = record["err_limit"] * max(abs(loss) for loss in losses["float64"])
         deviation.axhline(limit, color="black", linestyle="--", linewidth=1, label="allowed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -42,8 +43,7 @@ class Problem:
         self.grad_output = torch.randn(*rows, width).to(case.device, dtype)
 
     def double(self) -> Problem:
-        problem = object.__new__(Problem)
-        problem.case, problem.lengths = self.case, self.lengths
+        problem = copy.copy(self)
         problem.state = {name: w.double() for name, w in self.state.items()}
         problem.input, problem.grad_output = self.input.double(), self.grad_output.double()
         return problem

@@ -120,6 +120,7 @@ class Workload:
     batches: Callable[[], list[tuple]]
     epochs: int
     learning_rate: float
+    compared: int  # how many steps are compared with float64: beyond, any two float32 trainings part (README.md)
     streams: bool = False  # whether the trained model is also timed at one character per call
 
 
@@ -131,7 +132,7 @@ def workloads(full: bool, threads: int, device: str) -> list[Workload]:
         rest |= {"seq_len": seq_len, "threads": threads, "device": device}
         return Case(cell, "training", hidden_size, batch, input_size, **rest)
 
-    steps = 60 if full else 10
+    steps = 60 if full else 8
     sentences = 6400 if full else 640
     longest = 60
     return [
@@ -142,14 +143,16 @@ def workloads(full: bool, threads: int, device: str) -> list[Workload]:
             lambda: data.streams(data.characters(16 * 32 * steps + 1), 16, 32),
             epochs=3,
             learning_rate=2e-3,
+            compared=24,
         ),
         Workload(
             "packed tagger" + suffix,
             case("LSTM", 128, 32, 64, longest, num_layers=2, bidirectional=True, form="packed"),
             lambda namespace: Tagger(namespace, 128, 1000),
             lambda: data.tagger_batches(sentences, 32, 1000, longest),
-            epochs=5 if full else 3,
+            epochs=3,
             learning_rate=3e-3,
+            compared=60,
         ),
         Workload(
             "digits by rows" + suffix,
@@ -158,6 +161,7 @@ def workloads(full: bool, threads: int, device: str) -> list[Workload]:
             lambda: data.digit_batches(64),
             epochs=10,
             learning_rate=3e-3,
+            compared=280,
         ),
         Workload(
             "streaming cell" + suffix,
@@ -166,6 +170,7 @@ def workloads(full: bool, threads: int, device: str) -> list[Workload]:
             lambda: data.streams(data.characters(8 * 32 * 2 * steps + 1), 8, 32),
             epochs=3,
             learning_rate=3e-3,
+            compared=48,
             streams=True,
         ),
     ]

@@ -4,25 +4,14 @@ The arguments are those of torch's own operators (torch._VF.lstm and so on), nam
 backend is chosen once per call (select.py) and runs one layer at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import _VF, Tensor
 
 from . import select
+from ._call import AUTOCAST_DTYPES, LENGTHS_NEED, Call, autocast_dtype, check_lengths, fits, zeros
 from .ops import CELLS
-from .select import Call
-
-LENGTHS_NEED = "lengths needs an input, states and weights of one dtype and device that fit together as documented"
-
-_ONEDNN_DTYPES = ()
-if torch.backends.mkldnn.is_available():
-    supported = {
-        torch.float32: True,
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
-    }
-    _ONEDNN_DTYPES = tuple(dtype for dtype, it_is in supported.items() if it_is)
 
 
 def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -64,7 +53,7 @@ def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
         try:
             return run(call, chosen.layer)
         except Exception:
-            if select.fits(call):
+            if fits(call):
                 raise
             return _aten(call)  # which judges what does not fit
 
@@ -101,9 +90,9 @@ rnn_relu = _stack_of("rnn_relu", "A stack of relu RNN layers: `gru` with another
 
 def run(call: Call, layer: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """(output, *final states) of a call that fits, each layer by `layer` (see reference.layer)."""
-    states = _zeros(call) if call.states is None else call.states
-    low = select.autocast_dtype(call.input.device)
-    if low is None or call.input.dtype not in select.AUTOCAST_DTYPES:
+    states = zeros(call) if call.states is None else call.states
+    low = autocast_dtype(call.input.device)
+    if low is None or call.input.dtype not in AUTOCAST_DTYPES:
         return _run(call, layer, call.input, states, call.weights)
     weights = [weight.to(low) for weight in call.weights]
     results = _run(call, layer, call.input.to(low), [state.to(low) for state in states], weights)
@@ -131,24 +120,6 @@ def _run(call, layer, input, states, weights):
     return (results[0].transpose(0, 1), *results[1:]) if transposed else results
 
 
-def _zeros(call: Call) -> tuple[Tensor, ...]:
-    """Initial states of zeros, like torch.nn's in the dtype of the input."""
-    input, directions = call.input, 2 if call.bidirectional else 1
-    if call.batch_sizes is not None:
-        batch = int(call.batch_sizes[0])
-    else:
-        batch = input.size(0 if call.batch_first else 1)
-    rows, output_size = call.weights[0].size(0), call.weights[1].size(1)
-    hidden_size = rows // CELLS[call.cell].gates
-    shape = call.num_layers * directions, batch
-    hx = torch.zeros(*shape, output_size, dtype=input.dtype, device=input.device)
-    if CELLS[call.cell].states == 1:
-        return (hx,)
-    if output_size == hidden_size:
-        return (hx, hx)  # nothing writes them
-    return (hx, torch.zeros(*shape, hidden_size, dtype=input.dtype, device=input.device))
-
-
 def _autocast_results(call: Call, states: Sequence[Tensor], low: torch.dtype) -> tuple[torch.dtype, ...]:
     """The dtypes of (output, *final states) that torch's own operators give under autocast to `low`.
 
@@ -162,6 +133,19 @@ def _autocast_results(call: Call, states: Sequence[Tensor], low: torch.dtype) ->
     return (low, low, promoted) if projected else (promoted,) * (1 + len(states))
 
 
+def _onednn_dtypes() -> Iterator[torch.dtype]:
+    """The dtypes of input for which torch runs oneDNN's LSTM on this CPU."""
+    if torch.backends.mkldnn.is_available():
+        yield torch.float32
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            yield torch.bfloat16
+        if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+            yield torch.float16
+
+
+_ONEDNN_DTYPES = tuple(_onednn_dtypes())
+
+
 def _onednn_lstm(call: Call) -> bool:
     """Whether torch's own operator would take oneDNN's LSTM for this call (ATen/native/RNN.cpp, use_mkldnn)."""
     if call.batch_sizes is not None or call.step or call.input.device.type != "cpu":
@@ -171,26 +155,9 @@ def _onednn_lstm(call: Call) -> bool:
     return call.input.dtype in _ONEDNN_DTYPES
 
 
-def check_lengths(call: Call) -> None:
-    """Raises for `lengths` of a wrong kind; their range is the kernels' to check, for it lies in device memory."""
-    lengths, input = call.lengths, call.input
-    if lengths is None:
-        return
-    if call.batch_sizes is not None:
-        raise ValueError("lengths is for padded input; a packed sequence has its own batch_sizes")
-    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
-        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise RuntimeError(f"Expected lengths to be an int32 or int64 tensor, got {kind}")
-    if lengths.device != input.device:
-        raise RuntimeError(f"Expected lengths on {input.device}, got {lengths.device}")
-    batch = input.size(0 if call.batch_first else 1) if input.dim() == 3 else 1
-    if lengths.shape != (batch,):
-        raise RuntimeError(f"Expected lengths of shape {(batch,)}, got {tuple(lengths.shape)}")
-
-
 def _aten(call: Call) -> tuple[Tensor, ...]:
     """The stack by torch's own operator, which also raises the errors of a call that does not fit."""
-    states = _zeros(call) if call.states is None else call.states
+    states = zeros(call) if call.states is None else call.states
     hx = states[0] if CELLS[call.cell].states == 1 else states
     operator = getattr(_VF, call.cell)
     options = call.has_biases, call.num_layers, call.dropout, call.training, call.bidirectional

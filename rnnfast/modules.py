@@ -16,7 +16,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from . import functional, select
-from .select import ATEN, Call
+from ._call import LENGTHS_NEED, Call, check_lengths, fits
+from .select import ATEN
 
 _CELLS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "LSTM": "lstm", "GRU": "gru"}  # torch.nn's `mode`
 
@@ -132,7 +133,7 @@ class _Recurrent(_Drop):
                 return self._record(proxy, input, hx, **({} if lengths is None else {"lengths": lengths}))
             return super().forward(input, hx)
         if lengths is not None:
-            functional.check_lengths(call)
+            check_lengths(call)
         chosen = select.choose(call)
         if chosen is ATEN:
             return self._by_torch(input, hx, lengths)
@@ -144,7 +145,7 @@ class _Recurrent(_Drop):
         try:
             output, *states = functional.run(call, chosen.layer)
         except Exception:
-            if select.fits(call):
+            if fits(call):
                 raise
             return self._by_torch(input, hx, lengths)
         if not packed and input.dim() == 2:
@@ -159,7 +160,7 @@ class _Recurrent(_Drop):
         """torch.nn's own forward, which also raises its own errors."""
         result = super().forward(input, hx)
         if lengths is not None:
-            raise RuntimeError(functional.LENGTHS_NEED)
+            raise RuntimeError(LENGTHS_NEED)
         return result
 
     # torch.nn's signature: ONNX's TorchScript exporter passes all that it finds there by position.
@@ -222,7 +223,7 @@ class _Cell(_Drop):
         try:
             results = functional.run(call, chosen.layer)
         except Exception:
-            if select.fits(call):
+            if fits(call):
                 raise
             return super().forward(input, hx)
         first = (0,) * (3 - input.dim())

@@ -7,39 +7,18 @@ dtypes, devices and modes, never values. `explain` asks the same `choose` that t
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from . import _ext, autograd, reference
-from .ops import CELLS
+from ._call import Call, autocast_dtype, fits
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 stays
-
-
-class Call(NamedTuple):
-    """One call of a stack of layers: the arguments of `functional`; `states` is (hx,), (hx, cx), or None for zeros."""
-
-    cell: str
-    input: Tensor
-    states: Sequence[Tensor] | None
-    weights: Sequence[Tensor]
-    has_biases: bool = True
-    num_layers: int = 1
-    dropout: float = 0.0
-    training: bool = False
-    bidirectional: bool = False
-    batch_first: bool = False
-    batch_sizes: Tensor | None = None
-    lengths: Tensor | None = None
-    step: bool = False  # a cell module's one step
 
 
 class Backend(NamedTuple):
@@ -63,8 +42,6 @@ def only_torch(call: Call) -> str | None:
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"
-    if call.input.is_meta:
-        return "meta tensors hold no data"
     return step_loses(call.cell) if call.step else None
 
 
@@ -79,75 +56,6 @@ def step_loses(cell: str) -> str | None:
     if torch.is_grad_enabled():
         return "one step with gradients is faster in torch's own operator"
     return "one step of an RNN is faster in torch's own operator" if cell in ("rnn_tanh", "rnn_relu") else None
-
-
-def fits(call: Call) -> bool:
-    """Whether all are plain tensors of the documented shapes, one dtype and one device.
-
-    What torch makes of other calls, and in which words it refuses them, is its own affair: those go to it.
-    """
-    input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
-    packed = batch_sizes is not None
-    if input.dim() != (2 if packed else 3) or input.size(1 if call.batch_first and not packed else 0) == 0:
-        return False
-    compiling = torch.compiler.is_compiling()
-    if not compiling and not all(_plain(tensor) for tensor in (input, *weights, *(call.states or ()))):
-        return False
-    device, dtypes = input.device, (input.dtype,)
-    if input.dtype in AUTOCAST_DTYPES and autocast_dtype(device) is not None:
-        dtypes = AUTOCAST_DTYPES
-
-    directions = 2 if call.bidirectional else 1
-    per_direction, rest = divmod(len(weights), call.num_layers * directions)
-    projected = per_direction % 2 == 1
-    if rest or per_direction - projected != (4 if call.has_biases else 2) or weights[1].dim() != 2:
-        return False
-    rows, output_size = weights[1].shape
-    hidden_size = rows // CELLS[call.cell].gates
-    if projected != (output_size != hidden_size) or (projected and call.cell != "lstm"):
-        return False
-    recurrent = ((rows, output_size), (rows,), (rows,)) if call.has_biases else ((rows, output_size),)
-    recurrent = (*recurrent, (output_size, hidden_size)) if projected else recurrent
-    first = ((rows, input.size(-1)), *recurrent) * directions
-    others = ((rows, directions * output_size), *recurrent) * (directions * (call.num_layers - 1))
-    for weight, shape in zip(weights, first + others, strict=True):
-        if weight.shape != shape or weight.dtype not in dtypes or weight.device != device:
-            return False
-
-    if packed and not compiling and not _descending(batch_sizes, input.size(0)):
-        return False  # in a compiled graph the values are unknown; the operator checks them itself
-    states = call.states
-    if states is None:
-        return True
-    if packed:
-        batch = states[0].size(1) if compiling else int(batch_sizes[0])
-    else:
-        batch = input.size(0 if call.batch_first else 1)
-    shape = (call.num_layers * directions, batch, output_size)
-    for state in states:
-        if state.shape != shape or state.dtype not in dtypes or state.device != device:
-            return False
-        shape = (*shape[:2], hidden_size)
-    return states[-1].dtype is states[0].dtype
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast casts to on this device, None where it is off."""
-    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device.type):
-        return None
-    return torch.get_autocast_dtype(device.type)
-
-
-def _plain(tensor: Tensor) -> bool:
-    own_rules = getattr(type(tensor), "__torch_dispatch__", None) is not Tensor.__torch_dispatch__
-    return tensor.layout is torch.strided and (not own_rules or isinstance(tensor, FakeTensor | FunctionalTensor))
-
-
-def _descending(batch_sizes: Tensor, rows: int) -> bool:
-    if batch_sizes.dim() != 1 or batch_sizes.dtype is not torch.int64 or batch_sizes.device.type != "cpu":
-        return False
-    sizes = batch_sizes.tolist()
-    return bool(sizes) and sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
 
 
 def _cpu_refuses(call: Call) -> str | None:
@@ -226,6 +134,8 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
         if passed_over is not None:
             passed_over[CPU.name] = "its tensors do not fit together as documented, so torch is the judge"
         return ATEN
+    if call.input.is_meta:
+        torchs = "meta tensors hold no data"
     for name in BACKENDS if request is None else (request, *BACKENDS):
         candidate = BACKENDS[_known(name)]
         reason = candidate.unavailable() or (candidate is not ATEN and torchs) or candidate.refuses(call)

@@ -7,7 +7,6 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 from twins import (
@@ -372,38 +371,3 @@ def test_forward_mode_level(kind):
             tangents.append([torch.autograd.forward_ad.unpack_dual(t).tangent for t in result])
     assert all(tangent is not None for tangent in tangents[0])
     assert_same(*tangents)
-
-
-def test_nested_modules_train_alike():
-    """Encoder and decoder with attention over all states, states carried across, gradient clipping."""
-
-    class Model(nn.Module):
-        def __init__(self, library):
-            super().__init__()
-            self.encoder = library.GRU(3, 4, bidirectional=True)
-            self.decoder = library.GRUCell(8, 8)
-            self.readout = nn.Linear(8, 3)
-
-        def forward(self, x):
-            memory, state = self.encoder(x)
-            hidden, outputs = torch.cat([state[0], state[1]], -1), []
-            for _ in range(3):
-                attention = torch.softmax(torch.einsum("tbh,bh->tb", memory, hidden), 0)
-                hidden = self.decoder(torch.einsum("tb,tbh->bh", attention, memory), hidden)
-                outputs.append(self.readout(hidden))
-            return torch.stack(outputs)
-
-    ours, theirs = Model(rnnfast), Model(nn)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(5, 2, 3)
-    histories = []
-    for model in (ours, theirs):
-        optimizer, history = torch.optim.Adam(model.parameters(), lr=0.01), []
-        for _ in range(5):
-            optimizer.zero_grad()
-            loss = (model(x) - x[:3]).square().mean()
-            loss.backward()
-            history.append((loss.detach(), nn.utils.clip_grad_norm_(model.parameters(), 0.5)))
-            optimizer.step()
-        histories.append(torch.tensor(history))
-    torch.testing.assert_close(histories[0], histories[1], rtol=1e-4, atol=1e-6)

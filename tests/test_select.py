@@ -63,7 +63,7 @@ def test_backends_lists_all_in_order():
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_runs_by_default(kind, grad):
-    """The layer's own operator, its saving form only where a gradient is wanted; torch's own step where that is faster."""
+    """The layer's operator, its saving form only where a gradient is wanted; torch's own step where that is faster."""
     ours, _ = twins(kind)
     x, hx = sample(kind), state_of(ours, 2)
     with torch.set_grad_enabled(grad), warnings.catch_warnings(), Recorder() as recorder:
@@ -255,7 +255,7 @@ def test_fallback_warns_once_per_reason():
     with rnnfast.backend("aten"), pytest.warns(RuntimeWarning, match="'aten'.*lengths") as caught:
         first = ours(x, lengths=lengths)
         ours(x, lengths=lengths)
-    assert len(caught) == 1
+    assert ["'aten'" in str(warning.message) for warning in caught].count(True) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with rnnfast.backend("aten"):
@@ -263,6 +263,7 @@ def test_fallback_warns_once_per_reason():
         ours.to("meta")(x.to("meta"))  # nothing is lost there, so nothing is said
 
 
+@built
 def test_a_dtype_without_kernels_warns_and_works():
     ours, theirs = twins("gru")
     x = torch.randn(5, 2, 3, dtype=torch.complex64)

@@ -43,10 +43,10 @@ def twins(kind: str, input_size: int = 3, hidden_size: int = 4, **kwargs) -> tup
 
 @pytest.fixture(autouse=True)
 def cells_take_the_kernels(request):
-    """For files that import it: tests of cells ask for backend cpu, since by default a step may run torch's own cell."""
+    """In files that import it tests of cells ask for the kernels, since by default a step may be torch's own."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     is_cell = "cell" in str(getattr(parameters.get("info"), "name", parameters.get("kind", ""))).lower()
-    if not is_cell or "RNNFAST_BACKEND" in os.environ:
+    if not is_cell or os.environ.get("RNNFAST_BACKEND"):
         yield
         return
     with warnings.catch_warnings():

@@ -160,7 +160,7 @@ class Backward {
     // The planes that multiply h: all but GRU's n_x.
     const T* dgates = state.dgates + (kCell == Cell::kGru ? hidden_ : 0);
     const Range blocks = part_of(hidden_panels_.blocks(), member.place.unit, grid_.units);
-    const V zero[kAccumulators] = {};
+    const V zero[kMaxVectors] = {};
     V acc[kAccumulators];
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
       const int width = hidden_panels_.vectors(block);
@@ -169,28 +169,31 @@ class Backward {
         const T* from = dgates + row_of(member.d, step + 1, member.place.slice + first * slices) * stride;
         multiply<T>(acc, width, count, Operand<T>{from, slices * stride}, hidden_panels_.depth,
                     state.hidden_panel + hidden_panels_.offset(block));
-        for (int m = 0; m < count; ++m) {
-          const int64_t b = member.place.slice + (first + m) * slices;
-          finish_row(member, step, b, first + m < rows, false, column, width, acc + m * width);
+        const int inside = int(std::clamp<int64_t>(rows - first, 0, count));
+        for (int v = 0; v < width; ++v) {
+          const int64_t at = column + v * kLanes;
+          arrive(member, step, Tile{first, inside, at, units_at(at, output_size_), acc + v, width}, false);
+          leave(member,
+                Tile{first + inside, count - inside, at, units_at(at, output_size_), acc + inside * width + v, width});
         }
       });
-      for (int64_t row = later; row < rows; ++row)
-        finish_row(member, step, member.place.slice + row * slices, true, true, column, width, zero);
+      for (int v = 0; v < width && later < rows; ++v) {
+        const int64_t at = column + v * kLanes;
+        arrive(member, step, Tile{later, int(rows - later), at, units_at(at, output_size_), zero, 0}, true);
+      }
     }
   }
 
-  // `width` vectors of one row's dh: the sequence has this step (`inside`), or it began after it; `ends`: it is its
-  // last.
-  void finish_row(const Member& member, int64_t step, int64_t b, bool inside, bool ends, int64_t column, int width,
-                  const V* dh) {
-    for (int v = 0; v < width; ++v) {
-      const int64_t at = column + v * kLanes, left = output_size_ - at;
-      if (left >= kLanes)
-        finish<true>(member, step, b, inside, ends, at, kLanes, dh[v]);
-      else
-        finish<false>(member, step, b, inside, ends, at, int(left), dh[v]);
-    }
-  }
+  // `rows` rows of one vector of columns of dh.
+  struct Tile {
+    int64_t first_row;  // among the slice's rows of this time
+    int rows;
+    int64_t column;
+    int columns;  // fewer than kLanes in the last vector
+    const V* dh;  // [rows, dh_stride]
+    int dh_stride;
+  };
+  static int units_at(int64_t column, int64_t size) { return int(std::min<int64_t>(kLanes, size - column)); }
 
   template <bool kFull>
   static RNNFAST_INLINE V load(const T* p, int count) {
@@ -201,23 +204,52 @@ class Backward {
     kFull ? S::store(p, value) : S::store_first(p, value, count);
   }
 
-  template <bool kFull>
-  RNNFAST_INLINE void finish(const Member& member, int64_t step, int64_t b, bool inside, bool ends, int64_t column,
-                             int count, V dh) {
-    const BackwardDirection<T>& direction = call_.direction[member.d];
-    if (kCell == Cell::kGru)  // holds grad_h_n while no step has been walked
-      dh += load<kFull>(carry_[member.d] + b * hidden_ + column, count);
-    else if (ends && direction.grad_h_n)
-      dh += load<kFull>(direction.grad_h_n + b * output_size_ + column, count);
-    if (!inside) return store<kFull>(direction.grad_hx + b * output_size_ + column, dh, count);
-    const int64_t row = row_of(member.d, step, b);
-    if (call_.grad_output)
-      dh += load<kFull>(call_.grad_output + row * output_stride_ + member.d * output_size_ + column, count);
-    if (shape_.proj_size)
-      store<kFull>(state_[member.d].dproj + row * shape_.proj_size + column, dh, count);
-    else
-      gate_gradients<kFull>(member, step, b, row, column, count, dh);
+  // Rows whose sequence begins after this step: dh is the gradient of their initial state.
+  void leave(const Member& member, const Tile& tile) {
+    for (int m = 0; m < tile.rows; ++m) {
+      const int64_t b = member.place.slice + (tile.first_row + m) * grid_.slices;
+      V dh = tile.dh[m * tile.dh_stride];
+      if (kCell == Cell::kGru) dh += S::load_first(carry_[member.d] + b * hidden_ + tile.column, tile.columns);
+      S::store_first(call_.direction[member.d].grad_hx + b * output_size_ + tile.column, dh, tile.columns);
+    }
   }
+
+  // Rows that have this step; `ends`: it is their last, so the gradient of the final state comes in.
+  void arrive(const Member& member, int64_t step, const Tile& tile, bool ends) {
+    if (tile.rows == 0) return;
+    const int64_t b = member.place.slice + tile.first_row * grid_.slices, row = row_of(member.d, step, b);
+    const T* final_state = call_.direction[member.d].grad_h_n;
+    // GRU's carry holds it while no step has been walked.
+    const bool add_final = ends && kCell != Cell::kGru && final_state;
+    const Incoming incoming{
+        call_.grad_output ? call_.grad_output + row * output_stride_ + member.d * output_size_ + tile.column : nullptr,
+        grid_.slices * output_stride_, add_final ? final_state + b * output_size_ + tile.column : nullptr,
+        grid_.slices * output_size_};
+    if (shape_.proj_size) {
+      T* to = state_[member.d].dproj + row * shape_.proj_size + tile.column;
+      for (int m = 0; m < tile.rows; ++m, to += grid_.slices * shape_.proj_size)
+        S::store_first(to, incoming.template add<false>(tile.dh[m * tile.dh_stride], m, tile.columns), tile.columns);
+    } else if (tile.columns == kLanes) {
+      gate_gradients<true>(member, step, tile, incoming);
+    } else {
+      gate_gradients<false>(member, step, tile, incoming);
+    }
+  }
+
+  // Gradients from outside for the rows of a tile; null: none.
+  struct Incoming {
+    const T* output;
+    int64_t output_stride;
+    const T* final_state;
+    int64_t final_stride;
+
+    template <bool kFull>
+    RNNFAST_INLINE V add(V dh, int m, int count) const {
+      if (output) dh += load<kFull>(output + m * output_stride, count);
+      if (final_state) dh += load<kFull>(final_state + m * final_stride, count);
+      return dh;
+    }
+  };
 
   // dh of o * tanh(c) = dproj W_hr, then the gate gradients.
   void proj_product(const Member& member, int64_t step, int64_t rows) {
@@ -231,55 +263,73 @@ class Backward {
         const T* from = state.dproj + row_of(member.d, step, member.place.slice + first * slices) * shape_.proj_size;
         multiply<T>(acc, width, count, Operand<T>{from, slices * shape_.proj_size}, proj_panels_.depth,
                     state.proj_panel + proj_panels_.offset(block));
-        for (int m = 0; m < count; ++m) {
-          const int64_t b = member.place.slice + (first + m) * slices, row = row_of(member.d, step, b);
-          for (int v = 0; v < width; ++v) {
-            const int64_t unit = (proj_panels_.first_vector(block) + v) * kLanes, left = hidden_ - unit;
-            if (left >= kLanes)
-              gate_gradients<true>(member, step, b, row, unit, kLanes, acc[m * width + v]);
-            else
-              gate_gradients<false>(member, step, b, row, unit, int(left), acc[m * width + v]);
-          }
+        for (int v = 0; v < width; ++v) {
+          const int64_t unit = (proj_panels_.first_vector(block) + v) * kLanes;
+          const Tile tile{first, count, unit, units_at(unit, hidden_), acc + v, width};
+          if (tile.columns == kLanes)
+            gate_gradients<true>(member, step, tile, Incoming{});
+          else
+            gate_gradients<false>(member, step, tile, Incoming{});
         }
       });
     }
   }
 
+  // Local pointers that advance by a row, for the reason given in forward.
   template <bool kFull>
-  RNNFAST_INLINE void gate_gradients(const Member& member, int64_t step, int64_t b, int64_t row, int64_t unit,
-                                     int count, V dh) {
+  void gate_gradients(const Member& member, int64_t step, const Tile& tile, const Incoming incoming) {
     const BackwardDirection<T>& direction = call_.direction[member.d];
     const State& state = state_[member.d];
-    T* const dgates = state.dgates + row * kPlanes * hidden_ + unit;
-    const T* const gates = direction.gates + row * saved_planes(kCell) * hidden_ + unit;
-    const auto saved = [&](int plane)
-                           __attribute__((always_inline)) { return load<kFull>(gates + plane * hidden_, count); };
-    const auto put = [&](int plane, V value)
-                         __attribute__((always_inline)) { store<kFull>(dgates + plane * hidden_, value, count); };
-    T* const carry = carry_[member.d] + b * hidden_ + unit;
-    if constexpr (kCell == Cell::kGru) {
-      const auto grad = Math::gru_backward(dh, saved(0), saved(1), saved(2), saved(3),
-                                           load<kFull>(state.previous[row] + unit, count));
-      put(0, grad.n_x);
-      put(1, grad.r);
-      put(2, grad.z);
-      put(3, grad.n_h);
-      store<kFull>(carry, grad.carry, count);
-    } else if constexpr (kCell == Cell::kLstm) {
-      const T* c_prev = continues(member.d, step, b) ? direction.cells + row_of(member.d, step - 1, b) * hidden_ + unit
-                                                     : direction.cx + b * hidden_ + unit;
-      const V o = saved(3), c = load<kFull>(direction.cells + row * hidden_ + unit, count);
-      const auto grad = Math::lstm_backward(dh, load<kFull>(carry, count), saved(0), saved(1), saved(2), o, c,
-                                            load<kFull>(c_prev, count));
-      put(0, grad.i);
-      put(1, grad.f);
-      put(2, grad.g);
-      put(3, grad.o);
-      store<kFull>(carry, grad.dc, count);
-      if (shape_.proj_size) store<kFull>(state.raw + row * hidden_ + unit, o * S::tanh(c), count);
-    } else {
-      const V h = load<kFull>(call_.output + row * output_stride_ + member.d * output_size_ + unit, count);
-      put(0, Math::rnn_backward(dh, h, shape_.relu));
+    const int64_t hidden = hidden_, slices = grid_.slices, output_stride = output_stride_;
+    const int64_t first = member.place.slice + tile.first_row * slices, row = row_of(member.d, step, first);
+    const int count = tile.columns, rows = tile.rows, dh_stride = tile.dh_stride;
+    const bool relu = shape_.relu, projected = shape_.proj_size > 0;
+    // Rows below `limit` had a step before this one; the others start from hx and cx.
+    const int64_t limit = step > 0 ? schedule_.count[time_of(schedule_, member.d, step - 1)] : 0;
+    const int64_t previous = step > 0 ? schedule_.offset[time_of(schedule_, member.d, step - 1)] : 0;
+    const T* const outputs = call_.output + member.d * output_size_ + tile.column;
+    const T* const initial_h = direction.hx + tile.column;
+    const T* const initial_c = kCell == Cell::kLstm ? direction.cx + tile.column : nullptr;
+    const T* const cells = kCell == Cell::kLstm ? direction.cells + tile.column : nullptr;
+    const T* gates = kCell == Cell::kRnn ? nullptr : direction.gates + row * saved_planes(kCell) * hidden + tile.column;
+    T* dgates = state.dgates + row * kPlanes * hidden + tile.column;
+    T* carry = kCell == Cell::kRnn ? nullptr : carry_[member.d] + first * hidden + tile.column;
+    T* raw = projected ? state.raw + row * hidden + tile.column : nullptr;
+    const V* from = tile.dh;
+    for (int m = 0; m < rows; ++m) {
+      const int64_t b = first + m * slices;
+      V dh = incoming.template add<kFull>(*from, m, count);
+      if constexpr (kCell == Cell::kGru) {
+        dh += load<kFull>(carry, count);
+        const T* h_prev = b < limit ? outputs + (previous + b) * output_stride : initial_h + b * hidden;
+        const auto grad = Math::gru_backward(dh, load<kFull>(gates, count), load<kFull>(gates + hidden, count),
+                                             load<kFull>(gates + 2 * hidden, count),
+                                             load<kFull>(gates + 3 * hidden, count), load<kFull>(h_prev, count));
+        store<kFull>(dgates, grad.n_x, count);
+        store<kFull>(dgates + hidden, grad.r, count);
+        store<kFull>(dgates + 2 * hidden, grad.z, count);
+        store<kFull>(dgates + 3 * hidden, grad.n_h, count);
+        store<kFull>(carry, grad.carry, count);
+      } else if constexpr (kCell == Cell::kLstm) {
+        const T* c_prev = b < limit ? cells + (previous + b) * hidden : initial_c + b * hidden;
+        const V o = load<kFull>(gates + 3 * hidden, count), c = load<kFull>(cells + (row + m * slices) * hidden, count);
+        const auto grad = Math::lstm_backward(dh, load<kFull>(carry, count), load<kFull>(gates, count),
+                                              load<kFull>(gates + hidden, count),
+                                              load<kFull>(gates + 2 * hidden, count), o, c, load<kFull>(c_prev, count));
+        store<kFull>(dgates, grad.i, count);
+        store<kFull>(dgates + hidden, grad.f, count);
+        store<kFull>(dgates + 2 * hidden, grad.g, count);
+        store<kFull>(dgates + 3 * hidden, grad.o, count);
+        store<kFull>(carry, grad.dc, count);
+        if (projected) store<kFull>(raw + m * slices * hidden, o * S::tanh(c), count);
+      } else {
+        const V h = load<kFull>(outputs + (row + m * slices) * output_stride, count);
+        store<kFull>(dgates, Math::rnn_backward(dh, h, relu), count);
+      }
+      from += dh_stride;
+      gates += saved_planes(kCell) * slices * hidden;
+      dgates += kPlanes * slices * hidden;
+      carry += slices * hidden;
     }
   }
 

@@ -261,68 +261,109 @@ class Forward {
     V acc[kAccumulators];
     for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
       product(acc, hidden_panels_, block, count, h.from_row(first), state.hidden_panel, weights.hh);
-      for (int m = 0; m < count; ++m) {
-        const int64_t b = member.slice + (first + m) * grid_.slices;
-        const C* in = ahead + (first + m) * member.ahead_stride;
-        for (int v = 0; v < unit_vectors; ++v) {
-          const int64_t unit = first_unit + v * kLanes, left = shape_.hidden_size - unit;
-          const V* gates = acc + m * width + v * kGates;
-          if (left >= kLanes)
-            finish<true>(member, step, t, b, unit, kLanes, gates, in + v * kGates * kLanes);
-          else
-            finish<false>(member, step, t, b, unit, int(left), gates, in + v * kGates * kLanes);
-        }
+      for (int v = 0; v < unit_vectors; ++v) {
+        const int64_t unit = first_unit + v * kLanes;
+        const int units = int(std::min<int64_t>(kLanes, shape_.hidden_size - unit));
+        const Tile tile{first,
+                        count,
+                        unit,
+                        units,
+                        acc + v * kGates,
+                        width,
+                        ahead + first * member.ahead_stride + v * kGates * kLanes};
+        const bool save = call_.direction[member.d].gates;
+        if (units == kLanes)
+          save ? finish<true, true>(member, step, t, tile) : finish<true, false>(member, step, t, tile);
+        else
+          save ? finish<false, true>(member, step, t, tile) : finish<false, false>(member, step, t, tile);
       }
     });
   }
 
-  // Activations, state update and stores for `count` units of one row; `gates` holds W_hh h, `ahead` the rest.
-  template <bool kFull>
-  RNNFAST_INLINE void finish(const Member& member, int64_t step, int64_t t, int64_t b, int64_t unit, int count,
-                             const V* gates, const C* ahead) {
+  // `rows` rows of one vector of units.
+  struct Tile {
+    int64_t first_row;  // among the slice's rows of this time
+    int rows;
+    int64_t unit;
+    int units;       // fewer than kLanes in the last vector
+    const V* gates;  // [rows, gates_stride] W_hh h
+    int gates_stride;
+    const C* ahead;  // [rows, ahead_stride] W_ih x + bias
+  };
+
+  template <bool kFull, class T>
+  static RNNFAST_INLINE V load(const T* p, int count) {
+    return kFull ? Io<T>::load(p) : Io<T>::load_first(p, count);
+  }
+  template <bool kFull, class T>
+  static RNNFAST_INLINE void store(T* p, V value, int count) {
+    kFull ? Io<T>::store(p, value) : Io<T>::store_first(p, value, count);
+  }
+
+  // Activations, state update and stores. Everything is in local pointers that advance by a row: the compiler must
+  // assume that the stores change members, and reloading those took longer than the arithmetic, which waits on latency.
+  template <bool kFull, bool kSave>
+  void finish(const Member& member, int64_t step, int64_t t, const Tile& tile) {
     const State& state = state_[member.d];
     const ForwardDirection<E, C>& direction = call_.direction[member.d];
-    const int64_t hidden = shape_.hidden_size, row = schedule_.offset[t] + b;
-    const auto save = [&](int plane, V value) __attribute__((always_inline)) {
-      C* p = direction.gates + row * saved_planes(kCell) * hidden + plane * hidden + unit;
-      kFull ? S::store(p, value) : S::store_first(p, value, count);
-    };
-    V h;
-    if constexpr (kCell == Cell::kGru) {
-      const E* h_prev = state.h[step % 2] + b * hidden_stride_ + unit;
-      V r = gates[0] + S::load(ahead), z = gates[1] + S::load(ahead + kLanes), n = S::load(ahead + 2 * kLanes);
-      const V hn = gates[2] + S::load(state.bias_hidden + unit);
-      h = Math::gru_forward(r, z, n, hn, kFull ? Io<E>::load(h_prev) : Io<E>::load_first(h_prev, count));
-      if (direction.gates) {
-        save(0, r);
-        save(1, z);
-        save(2, n);
-        save(3, hn);
+    const int64_t hidden = shape_.hidden_size, slices = grid_.slices;
+    const int64_t b = member.slice + tile.first_row * slices, row = schedule_.offset[t] + b;
+    const int64_t ahead_stride = member.ahead_stride, gates_stride = tile.gates_stride;
+    const int64_t hidden_stride = slices * hidden_stride_, cell_stride = slices * hidden;
+    const int64_t output_stride = slices * output_stride_;
+    const int rows = tile.rows, units = tile.units;
+    const bool projected = shape_.proj_size > 0, relu = shape_.relu;
+    const V* gates = tile.gates;
+    const C* ahead = tile.ahead;
+    const E* h_prev = state.h[step % 2] + b * hidden_stride_ + tile.unit;
+    E* next =
+        projected ? state.raw + b * raw_stride_ + tile.unit : state.h[(step + 1) % 2] + b * hidden_stride_ + tile.unit;
+    const int64_t next_stride = projected ? slices * raw_stride_ : hidden_stride;
+    E* output = call_.output + row * output_stride_ + member.d * output_size_ + tile.unit;
+    C* c_slot = kCell == Cell::kLstm ? state.c + b * hidden + tile.unit : nullptr;
+    C* saved =
+        kSave && kCell != Cell::kRnn ? direction.gates + row * saved_planes(kCell) * hidden + tile.unit : nullptr;
+    C* cells = kSave && kCell == Cell::kLstm ? direction.cells + row * hidden + tile.unit : nullptr;
+    const V hidden_bias = kCell == Cell::kGru ? S::load(state.bias_hidden + tile.unit) : V{};
+    for (int m = 0; m < rows; ++m) {
+      V h;
+      if constexpr (kCell == Cell::kGru) {
+        V r = gates[0] + S::load(ahead), z = gates[1] + S::load(ahead + kLanes), n = S::load(ahead + 2 * kLanes);
+        const V hn = gates[2] + hidden_bias;
+        h = Math::gru_forward(r, z, n, hn, load<kFull>(h_prev, units));
+        if constexpr (kSave) {
+          store<kFull>(saved, r, units);
+          store<kFull>(saved + hidden, z, units);
+          store<kFull>(saved + 2 * hidden, n, units);
+          store<kFull>(saved + 3 * hidden, hn, units);
+        }
+      } else if constexpr (kCell == Cell::kLstm) {
+        V c = load<kFull>(c_slot, units);
+        V i = gates[0] + S::load(ahead), f = gates[1] + S::load(ahead + kLanes);
+        V g = gates[2] + S::load(ahead + 2 * kLanes), o = gates[3] + S::load(ahead + 3 * kLanes);
+        h = kSave ? Math::lstm_forward(i, f, g, o, c) : Math::lstm_infer(i, f, g, o, c);
+        store<kFull>(c_slot, c, units);
+        if constexpr (kSave) {
+          store<kFull>(saved, i, units);
+          store<kFull>(saved + hidden, f, units);
+          store<kFull>(saved + 2 * hidden, g, units);
+          store<kFull>(saved + 3 * hidden, o, units);
+          store<kFull>(cells, c, units);
+        }
+      } else {
+        h = Math::rnn_forward(gates[0] + S::load(ahead), relu);
       }
-    } else if constexpr (kCell == Cell::kLstm) {
-      C* c_slot = state.c + b * hidden + unit;
-      V c = kFull ? S::load(c_slot) : S::load_first(c_slot, count);
-      V i = gates[0] + S::load(ahead), f = gates[1] + S::load(ahead + kLanes);
-      V g = gates[2] + S::load(ahead + 2 * kLanes), o = gates[3] + S::load(ahead + 3 * kLanes);
-      h = direction.gates ? Math::lstm_forward(i, f, g, o, c) : Math::lstm_infer(i, f, g, o, c);
-      kFull ? S::store(c_slot, c) : S::store_first(c_slot, c, count);
-      if (direction.gates) {
-        save(0, i);
-        save(1, f);
-        save(2, g);
-        save(3, o);
-        C* p = direction.cells + row * hidden + unit;
-        kFull ? S::store(p, c) : S::store_first(p, c, count);
-      }
-      if (shape_.proj_size) {
-        E* p = state.raw + b * raw_stride_ + unit;
-        kFull ? Io<E>::store(p, h) : Io<E>::store_first(p, h, count);
-        return;
-      }
-    } else {
-      h = Math::rnn_forward(gates[0] + S::load(ahead), shape_.relu);
+      store<kFull>(next, h, units);
+      if (!projected) store<kFull>(output, h, units);
+      gates += gates_stride;
+      ahead += ahead_stride;
+      h_prev += hidden_stride;
+      next += next_stride;
+      output += output_stride;
+      c_slot += cell_stride;
+      saved += saved_planes(kCell) * cell_stride;
+      cells += cell_stride;
     }
-    store_hidden<kFull>(member, step, row, b, unit, count, h);
   }
 
   template <bool kFull>
@@ -330,8 +371,8 @@ class Forward {
                                    int count, V h) {
     E* out = call_.output + row * output_stride_ + member.d * output_size_ + column;
     E* next = state_[member.d].h[(step + 1) % 2] + b * hidden_stride_ + column;
-    kFull ? Io<E>::store(out, h) : Io<E>::store_first(out, h, count);
-    kFull ? Io<E>::store(next, h) : Io<E>::store_first(next, h, count);
+    store<kFull>(out, h, count);
+    store<kFull>(next, h, count);
   }
 
   // h = W_hr (o * tanh(c)) for one block of projected columns.

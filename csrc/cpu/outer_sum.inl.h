@@ -22,12 +22,14 @@ class OuterSum {
   static constexpr int kLanes = S::kLanes;
   // One chain of additions (kChainDepth): each block of rows costs a pass over the result, so fewer rows were slower.
   static constexpr int64_t kDepth = 256;
-  static constexpr int64_t kTotalDepth = 32;  // rows of a bias gradient summed in one chain; torch's sum is as careful
+  // Rows packed at a time: their cache lines and pages serve all tiles. Also the rows of a bias gradient summed in one
+  // chain: 16 of them, then the 16 chunks of a block, then the blocks, for sums as careful as torch's.
+  static constexpr int64_t kChunk = 16;
   static constexpr int kTileRows = tile_rows(kMaxVectors);
 
  public:
   static int64_t scratch_size(int planes, int64_t hidden) {
-    return kDepth * (kMaxVectors * kLanes + planes * hidden) + kMaxRows;
+    return kDepth * kMaxVectors * kLanes + planes * tiles_in(hidden) * (kTileSize + 2 * kMaxRows);
   }
 
   // left [rows, planes * hidden]; scratch [scratch_size] of this thread
@@ -38,7 +40,9 @@ class OuterSum {
         rows_(rows),
         units_(units),
         panel_(scratch),
-        tiles_(scratch + kDepth * kMaxVectors * kLanes) {}
+        tiles_(scratch + kDepth * kMaxVectors * kLanes),
+        sums_(tiles_ + planes * tiles_in(units.last - units.first) * kTileSize),
+        totals_(sums_ + planes * tiles_in(units.last - units.first) * kMaxRows) {}
 
   template <class... Right>
   void run(const Product<T, Right>&... products) const {
@@ -49,43 +53,51 @@ class OuterSum {
     }
   }
 
-  // out[gate * hidden + unit] = sum over rows of plane planes[gate]
+  // After run(): out[gate * hidden + unit] = sum over rows of plane planes[gate].
   void totals(T* out, const int* planes, int gates) const {
     for (int gate = 0; gate < gates; ++gate) {
-      for (int64_t unit = units_.first; unit < units_.last; unit += kLanes) {
-        const int count = int(std::min<int64_t>(kLanes, units_.last - unit));
-        const T* from = left_ + planes[gate] * hidden_ + unit;
-        V total{};
-        for (int64_t row = 0; row < rows_; row += kTotalDepth) {
-          V block{};
-          for (int64_t k = row; k < std::min(row + kTotalDepth, rows_); ++k) {
-            const T* p = from + k * planes_ * hidden_;
-            block += count == kLanes ? S::load(p) : S::load_first(p, count);
-          }
-          total += block;
-        }
-        S::store_first(out + gate * hidden_ + unit, total, count);
-      }
+      const T* from = totals_ + planes[gate] * tiles_in(unit_count()) * kMaxRows;
+      for_row_tiles(unit_count(), kTileRows, [&](int64_t first, int count) {
+        std::memcpy(out + gate * hidden_ + units_.first + first, from, count * sizeof(T));
+        from += kMaxRows;
+      });
     }
   }
 
  private:
   int64_t unit_count() const { return units_.last - units_.first; }
-  const T* tile_of(int plane, int64_t first, int64_t depth) const {
-    return tiles_ + (plane * unit_count() + first) * depth;
-  }
 
-  // Tiles [plane][tile][depth][units of the tile]. Copies kMaxRows elements whatever the tile's width: the surplus is
-  // overwritten by the next row, and the last one goes into kMaxRows elements of slack.
+  static constexpr int64_t kTileSize = kDepth * kTileRows + kMaxRows;
+  static int64_t tiles_in(int64_t units) { return ceil_div(units, kTileRows); }
+
+  // Tiles [plane][tile][depth][units of the tile], and the sums of the columns, kMaxRows per tile. Copies kMaxRows
+  // elements whatever the tile's width: the surplus is overwritten by the next row, the last one's goes into the tile's
+  // slack.
   void pack_left(int64_t row, int64_t depth) const {
-    const int64_t stride = planes_ * hidden_;
-    for (int plane = 0; plane < planes_; ++plane) {
-      for_row_tiles(unit_count(), kTileRows, [&](int64_t first, int count) {
-        const T* from = left_ + row * stride + plane * hidden_ + units_.first + first;
-        T* to = const_cast<T*>(tile_of(plane, first, depth));
-        for (int64_t k = 0; k < depth; ++k) std::memcpy(to + k * count, from + k * stride, kMaxRows * sizeof(T));
-      });
+    typedef T Wide __attribute__((vector_size(kMaxRows * sizeof(T))));
+    const int64_t stride = planes_ * hidden_, slots = planes_ * tiles_in(unit_count()) * kMaxRows;
+    std::memset(sums_, 0, slots * sizeof(T));
+    for (int64_t chunk = 0; chunk < depth; chunk += kChunk) {
+      const int64_t end = std::min(chunk + kChunk, depth);
+      T *slot = sums_, *tile = tiles_;
+      for (int plane = 0; plane < planes_; ++plane) {
+        for_row_tiles(unit_count(), kTileRows, [&](int64_t first, int count) {
+          const T* from = left_ + row * stride + plane * hidden_ + units_.first + first;
+          Wide sum{}, value;
+          for (int64_t k = chunk; k < end; ++k) {
+            std::memcpy(&value, from + k * stride, sizeof value);
+            std::memcpy(tile + k * count, &value, sizeof value);
+            sum += value;
+          }
+          std::memcpy(&value, slot, sizeof value);
+          sum += value;
+          std::memcpy(slot, &sum, sizeof sum);
+          slot += kMaxRows;
+          tile += kTileSize;
+        });
+      }
     }
+    for (int64_t i = 0; i < slots; ++i) totals_[i] = row == 0 ? sums_[i] : totals_[i] + sums_[i];
   }
 
   template <class Right>
@@ -102,10 +114,11 @@ class OuterSum {
         std::memset(to + wanted, 0, (width * kLanes - wanted) * sizeof(T));
       }
       for (int gate = 0; gate < product.gates; ++gate) {
+        const T* tile = tiles_ + product.planes[gate] * tiles_in(unit_count()) * kTileSize;
         T* const out = product.out + (gate * hidden_ + units_.first) * product.columns + column;
         for_row_tiles(unit_count(), kTileRows, [&](int64_t first, int count) {
-          const Operand<T> tile{tile_of(product.planes[gate], first, depth), 1, count};
-          multiply<T>(acc, width, count, tile, depth, panel_);
+          multiply<T>(acc, width, count, Operand<T>{tile, 1, count}, depth, panel_);
+          tile += kTileSize;
           for (int m = 0; m < count; ++m)
             add_row(out + (first + m) * product.columns, acc + m * width, wanted, row == 0);
         });
@@ -127,5 +140,5 @@ class OuterSum {
   int64_t hidden_, rows_;
   Range units_;
   T* panel_;
-  T* tiles_;
+  T *tiles_, *sums_, *totals_;
 };
