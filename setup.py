@@ -45,7 +45,7 @@ SOURCES = {
 HEADERS = sorted(glob.glob("csrc/*/*.h"))
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FLAGS += ["-Wno-maybe-uninitialized"]  # gcc's own AVX-512 intrinsics set it off
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020B000000000000ULL"]  # torch 2.11; a newer function is a compile error
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020B000000000000ULL"]  # 2.11, the oldest torch: newer functions don't compile
 SANITIZE = os.environ.get("RNNFAST_SANITIZE")
 if SANITIZE or os.environ.get("RNNFAST_DEBUG") == "1":
     FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
@@ -56,8 +56,7 @@ TORCH = "torch>=2.11"
 
 
 def notice(reason: str) -> None:
-    line = "*" * 100
-    print(f"{line}\nrnnfast: no compiled kernels in this build: {reason}\n{line}", file=sys.stderr)
+    print("*" * 100, f"rnnfast: no compiled kernels in this build: {reason}", "*" * 100, sep="\n", file=sys.stderr)
 
 
 def find_torch() -> Path | None:
@@ -96,32 +95,28 @@ class BuildLibrary(build_ext):
 
     def compile_and_link(self, library: Path) -> None:
         compiler = shlex.split(os.environ.get("CXX", "c++"))
-        target = subprocess.run([*compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
-        machine = target.split("-")[0]
-        newest_header = max(os.path.getmtime(path) for path in [*HEADERS, __file__])
+        machine = subprocess.check_output([*compiler, "-dumpmachine"], text=True).split("-")[0]
+        newest_header = max(map(os.path.getmtime, HEADERS), default=0.0)
         flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), "-isystem", f"{TORCH_ROOT}/include"]
 
-        def compiled(source: str) -> tuple[Path, bool]:
-            """The object file, and whether it had to be made: it is kept while its command and its sources stay."""
+        def compiled(source: str) -> str:
+            """The object file, made anew when what lies beside it, its command and the age of its sources, changed."""
             target = Path(self.build_temp, source).with_suffix(".o")
             command = [*compiler, *flags, *SOURCES[source][1], "-c", source, "-o", str(target)]
-            record, text = target.with_suffix(".command"), shlex.join(command)
-            changed = max(newest_header, os.path.getmtime(source))
-            if target.exists() and record.exists() and record.read_text() == text and changed < target.stat().st_mtime:
-                return target, False
-            target.parent.mkdir(parents=True, exist_ok=True)
-            record.unlink(missing_ok=True)
-            print("compiling", source, *SOURCES[source][1], flush=True)
-            subprocess.run(command, check=True)
-            record.write_text(text)
-            return target, True
+            record = target.with_suffix(".command")
+            text = f"{shlex.join(command)}\n{max(newest_header, os.path.getmtime(source))}\n"
+            if not record.exists() or record.read_text() != text:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                record.unlink(missing_ok=True)
+                print("compiling", source, *SOURCES[source][1], flush=True)
+                subprocess.run(command, check=True)
+                record.write_text(text)
+            return str(target)
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             objects = list(pool.map(compiled, [s for s, (only, _) in SOURCES.items() if only in (None, machine)]))
-        if library.exists() and not self.force and not any(made for _, made in objects):
-            return
+        link = [*compiler, *flags, "-shared", *objects, "-o", str(library)]
         # libtorch_cpu must be named: Python loads torch privately, so nothing is found that is not a dependency.
-        link = [*compiler, *flags, "-shared", *(str(path) for path, _ in objects), "-o", str(library)]
         link += [*shlex.split(os.environ.get("LDFLAGS", "")), f"-L{TORCH_ROOT}/lib", "-ltorch_cpu"]
         library.parent.mkdir(parents=True, exist_ok=True)
         library.unlink(missing_ok=True)  # never write into a file that a running program has mapped

@@ -211,7 +211,8 @@ class _Cell(_Drop):
 
     def forward(self, input, hx=None):
         """Runs one step; see the class."""
-        if isinstance(input, Tensor) and select.step_loses(self._mode()):  # here already, for so short a call
+        # Asked here already, because a step is so short a call; `choose` would say the same.
+        if isinstance(input, Tensor) and select.requested() is None and select.only_torch(self._mode()):
             return super().forward(input, hx)
         call = self._call(input, hx)
         if call is None:

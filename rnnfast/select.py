@@ -32,8 +32,12 @@ class Backend(NamedTuple):
     layer: Callable[..., tuple[Tensor, ...]] | None
 
 
-def only_torch(call: Call) -> str | None:
-    """Why this call belongs to torch's own operator by its nature, so that passing it on loses nothing, or None."""
+def only_torch(step_of: str | None = None) -> str | None:
+    """Why a call belongs to torch's own operator by its nature, so that passing it on loses nothing, or None.
+
+    Args:
+        step_of: the cell, for a cell module's one step.
+    """
     if torch.compiler.is_exporting():
         return "the graph is being exported, which wants torch's own operators"
     if torch._C._get_tracing_state() is not None:
@@ -42,7 +46,7 @@ def only_torch(call: Call) -> str | None:
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"
-    return step_loses(call.cell) if call.step else None
+    return step_loses(step_of) if step_of is not None and requested() is None else None
 
 
 def step_loses(cell: str) -> str | None:
@@ -51,8 +55,6 @@ def step_loses(cell: str) -> str | None:
     Measured on 2 cores with AVX-512 (2026-11-21): around a step of 10 us a torch.autograd.Function costs 40 us, and an
     RNN's step is two small products and a tanh, which torch runs in less than our way to the kernel takes.
     """
-    if _request.name is not None:
-        return None
     if torch.is_grad_enabled():
         return "one step with gradients is faster in torch's own operator"
     return "one step of an RNN is faster in torch's own operator" if cell in ("rnn_tanh", "rnn_relu") else None
@@ -85,6 +87,11 @@ class _Request(threading.local):
 
 
 _request = _Request()
+
+
+def requested() -> str | None:
+    """The backend that this thread asked for, or None."""
+    return _request.name
 
 
 def _known(name: str) -> str:
@@ -126,8 +133,8 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
     A plain eager call is not examined with `fits`: the operators check all that they get before they touch it, and the
     caller takes to torch what they refused and what does not fit.
     """
-    request = _request.name
-    torchs = only_torch(call)
+    request = requested()
+    torchs = only_torch(call.cell if call.step else None)
     plain = request is None and passed_over is None and call.lengths is None and not torch.compiler.is_compiling()
     plain = plain and autocast_dtype(call.input.device) is None and call.input.numel() > 0
     if not plain and not torchs and not fits(call):
