@@ -35,6 +35,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16
 # files carry the same inline function the linker keeps the first, which must run on every machine.
 SOURCES = {
     "csrc/cpu/ops_cpu.cpp": (None, []),
+    "csrc/cpu/layers.cpp": (None, []),
     "csrc/cpu/dispatch.cpp": (None, []),
     "csrc/cpu/isa_base.cpp": (None, []),
     "csrc/cpu/isa_neon.cpp": ("aarch64", []),
