@@ -21,7 +21,9 @@ WIDEST_RATIO = 8  # where the colours of the speed-up map end
 
 
 def draw(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Every picture that the records have something for, as PNG files in `folder`."""
+    """Every picture that the records have something for, as PNG files in `folder`; those of an earlier run go."""
+    for old in folder.glob("*.png"):
+        old.unlink()
     grid = [record for record in undisturbed(records) if on_grid(record)]
     figures: dict[str, Figure] = {}
     for dtype, threads in sorted(
@@ -47,7 +49,7 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
 def speedup_map(records: Sequence[Record], label: str) -> Figure:
     """Ratio torch/rnnfast per hidden size and batch, a panel per mode and cell."""
     hidden, batches = (sorted({r[name] for r in records}) for name in ("hidden_size", "batch"))
-    size = (3 + 0.75 * len(batches) * len(CELLS), 1.8 + 0.42 * len(hidden) * len(MODES))
+    size = (3 + 0.75 * len(batches) * len(CELLS), max(4.6, 1.8 + 0.42 * len(hidden) * len(MODES)))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(MODES), len(CELLS), squeeze=False)
     image = None

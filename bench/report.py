@@ -96,7 +96,9 @@ def case_table(records: Iterable[Record]) -> str:
     rows = []
     for record in records:
         errors = f"{record['err']:.1e}", f"{record['torch_err']:.1e}"
-        share = f"{record['gflops'] / record['peak_gflops']:.0%}" if "gflops" in record else ""
+        share = ""
+        if "gflops" in record and not record["contended"]:
+            share = f"{record['gflops'] / record['peak_gflops']:.0%}"
         rows.append((record["name"] + mark(record), record["backend"], *times(record), share, *errors))
     headers = ("case", "backend", "torch ms", "rnnfast ms", "ratio", "of peak", "error", "torch error")
     return table(headers, rows)

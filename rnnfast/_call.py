@@ -28,7 +28,7 @@ class Call(NamedTuple):
     batch_first: bool = False
     batch_sizes: Tensor | None = None
     lengths: Tensor | None = None
-    step: bool = False  # a cell module's one step
+    step: int = 0  # hidden_size of a cell module whose one step this is
 
 
 def fits(call: Call) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).with_name("_C.so")
+LIBRARY = Path(os.environ.get("RNNFAST_C_LIBRARY") or Path(__file__).with_name("_C.so"))  # another build, for tests
 OLDEST_TORCH = (2, 11)  # the first release whose stable ABI has all that csrc/ uses
 
 
@@ -18,7 +18,7 @@ def _load() -> str | None:
     if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
         return f"the extension needs torch >= {'.'.join(map(str, OLDEST_TORCH))}, this is {torch.__version__}"
     if not LIBRARY.exists():
-        return f"the extension is not built: {LIBRARY.name} is missing beside rnnfast/__init__.py (no C++ compiler?)"
+        return f"the extension is not built: {LIBRARY.name} is missing in {LIBRARY.parent} (no C++ compiler?)"
     try:
         torch.ops.load_library(LIBRARY)
     except (OSError, RuntimeError) as error:

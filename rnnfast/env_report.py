@@ -11,6 +11,7 @@ from . import _dynamo, _ext
 
 _VARIABLES = (
     "RNNFAST_BACKEND",
+    "RNNFAST_C_LIBRARY",
     "RNNFAST_CPU_ISA",
     "RNNFAST_SKIP_EXT",
     "OMP_NUM_THREADS",

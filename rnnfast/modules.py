@@ -207,13 +207,15 @@ class _Cell(_Drop):
                 if state.dim() != input.dim():
                     return None
             states = [state[ahead] for state in states]
-        return Call(cell, input[ahead], states, weights, bool(self.bias), step=True)
+        return Call(cell, input[ahead], states, weights, bool(self.bias), step=self.hidden_size)
 
     def forward(self, input, hx=None):
         """Runs one step; see the class."""
-        # Asked here already, because a step is so short a call; `choose` would say the same.
-        if isinstance(input, Tensor) and select.requested() is None and select.only_torch(self._mode()):
-            return super().forward(input, hx)
+        if isinstance(input, Tensor):  # `choose` would say the same, but so short a call is not to pay for asking it
+            if select.step_loses(self._mode(), input, self.hidden_size):
+                return super().forward(input, hx)
+            if select.requested() is None and select.only_torch():
+                return super().forward(input, hx)
         call = self._call(input, hx)
         if call is None:
             proxy = _proxy_in(input, hx)

@@ -13,9 +13,9 @@ One operator is one layer with all its directions, input projection included. In
     saved         what `bwd` needs of `fwd`, private to the implementation of the device (see csrc/README.md)
 
 All floating tensors share one dtype (float32, float64, bfloat16, float16) and one device; `saved` is float32 for the
-16-bit types. `infer` saves nothing, and for the 16-bit types it may round otherwise than `fwd`. In `bwd` a gradient of
-None counts as zero; without need_grad_input, grad_input is empty, and without need_grad_weights each of grad_weights
-is. No output aliases an input. Wrong shapes, dtypes, devices or lengths raise RuntimeError before anything is computed.
+16-bit types. `infer` saves nothing and may round otherwise than `fwd`. In `bwd` a gradient of None counts as zero;
+without need_grad_input, grad_input is empty, and without need_grad_weights each of grad_weights is. No output aliases
+an input. Wrong shapes, dtypes, devices or lengths raise RuntimeError before anything is computed.
 """
 
 import math

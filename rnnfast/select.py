@@ -32,12 +32,8 @@ class Backend(NamedTuple):
     layer: Callable[..., tuple[Tensor, ...]] | None
 
 
-def only_torch(step_of: str | None = None) -> str | None:
-    """Why a call belongs to torch's own operator by its nature, so that passing it on loses nothing, or None.
-
-    Args:
-        step_of: the cell, for a cell module's one step.
-    """
+def only_torch() -> str | None:
+    """Why torch's own operator must run, whatever the call, so that passing it on loses nothing; or None."""
     if torch.compiler.is_exporting():
         return "the graph is being exported, which wants torch's own operators"
     if torch._C._get_tracing_state() is not None:
@@ -46,18 +42,28 @@ def only_torch(step_of: str | None = None) -> str | None:
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"
-    return step_loses(step_of) if step_of is not None and requested() is None else None
+    return None
 
 
-def step_loses(cell: str) -> str | None:
+_STEP_ROWS = 8
+_STEP_HIDDEN_SIZE = {"rnn_tanh": 384, "rnn_relu": 384, "gru": 64, "lstm": 128}
+
+
+def step_loses(cell: str, input: Tensor, hidden_size: int) -> str | None:
     """Why torch's own operator is the faster for one step of a cell module, or None; a request overrules it.
 
-    Measured on 2 cores with AVX-512 (2026-11-21): around a step of 10 us a torch.autograd.Function costs 40 us, and an
-    RNN's step is two small products and a tanh, which torch runs in less than our way to the kernel takes.
+    Measured on one core with AVX-512 (2026-11-21): a torch.autograd.Function costs 40 us around a step of 10; without
+    gradients our way to the kernel pays where it reads large weights in place (few rows), by up to 2x.
     """
+    if requested() is not None:
+        return None
     if torch.is_grad_enabled():
         return "one step with gradients is faster in torch's own operator"
-    return "one step of an RNN is faster in torch's own operator" if cell in ("rnn_tanh", "rnn_relu") else None
+    if hidden_size < _STEP_HIDDEN_SIZE.get(cell, 0):
+        return "one step at so small a hidden_size is faster in torch's own operator"
+    if input.dim() > 1 and input.size(-2) > _STEP_ROWS:
+        return "one step of so many rows is as fast in torch's own operator"
+    return None
 
 
 def _cpu_refuses(call: Call) -> str | None:
@@ -128,15 +134,19 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
     """The backend that runs `call`.
 
     Where `passed_over` is given the reasons against the backends before it are written there; else they are acted on:
-    a strict request that cannot be met raises RuntimeError, and a loss of speed warns once per reason.
+    a strict request that cannot be met raises RuntimeError, and a loss of speed warns once per reason. A call that does
+    not fit goes to torch, which raises its own error.
 
     A plain eager call is not examined with `fits`: the operators check all that they get before they touch it, and the
     caller takes to torch what they refused and what does not fit.
     """
     request = requested()
-    torchs = only_torch(call.cell if call.step else None)
-    plain = request is None and passed_over is None and call.lengths is None and not torch.compiler.is_compiling()
-    plain = plain and autocast_dtype(call.input.device) is None and call.input.numel() > 0
+    torchs = only_torch()
+    if call.step and not torchs:
+        torchs = step_loses(call.cell, call.input, call.step)
+    plain = request in (None, CPU.name) and passed_over is None and call.lengths is None
+    plain = plain and not torch.compiler.is_compiling() and autocast_dtype(call.input.device) is None
+    plain = plain and call.input.numel() > 0
     if not plain and not torchs and not fits(call):
         if passed_over is not None:
             passed_over[CPU.name] = "its tensors do not fit together as documented, so torch is the judge"
@@ -145,12 +155,14 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
         torchs = "meta tensors hold no data"
     for name in BACKENDS if request is None else (request, *BACKENDS):
         candidate = BACKENDS[_known(name)]
-        reason = candidate.unavailable() or (candidate is not ATEN and torchs) or candidate.refuses(call)
+        reason = candidate.unavailable() or candidate.refuses(call) or (candidate is not ATEN and torchs)
         if not reason:
             return candidate
         if passed_over is not None:
             passed_over.setdefault(name, reason)
         elif name == request and _request.strict:
+            if (call.input.is_meta or not torchs) and not fits(call):
+                return ATEN
             raise RuntimeError(f"rnnfast backend {name!r} was requested with strict=True, but {reason}")
         elif name == request or not torchs:
             _warn_once(f"rnnfast backend {name!r} is passed over: {reason}")

@@ -68,19 +68,22 @@ def test_opcheck_backward_with_less(case):
     torch.library.opcheck(bwd, backward_arguments(case, needs=(True, False), given=[True] + [False] * states))
 
 
+def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal up to the order of summation; that both obey the parity rule is test_parity's matter."""
+    return float((actual - expected).abs().max()) <= 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_results_are_fresh_contiguous_and_repeatable(case):
-    """No alias of an input, contiguous, inputs unwritten, two runs bit-equal, infer bit-equal to fwd.
-
-    bfloat16 inference may multiply in bfloat16, so there `infer` is compared with itself.
-    """
+    """No alias of an input, contiguous, inputs unwritten, two runs bit-equal, infer close to fwd."""
     op = OPS[case.cell]
     args = arguments(case)
     flat = [t for a in args for t in (a if isinstance(a, list) else [a]) if isinstance(t, torch.Tensor)]
     before = [t.clone() for t in flat]
     inferred = op.infer(*args)
     *outputs, saved = op.fwd(*args)
-    expected = op.infer(*args) if case.dtype == torch.bfloat16 else outputs
+    assert all(close(a, b) for a, b in zip(inferred, outputs, strict=True))
+    expected = op.infer(*args)
     compute = torch.float32 if case.dtype.itemsize == 2 else case.dtype
     rows = outputs[0].shape[:-1].numel()
     widths = {"gru": [4], "lstm": [4, 1]}.get(case.cell, [])
@@ -136,5 +139,5 @@ def test_weights_of_any_strides(cell):
         return w.t().contiguous().t() if w.dim() == 2 else torch.stack([w, w * torch.nan], 1)[:, 0]
 
     args[place] = [strided(w) for w in args[place]]
-    assert torch.equal(op.fwd(*args)[0], expected)
-    assert torch.equal(op.infer(*args)[0], expected)
+    assert close(op.fwd(*args)[0], expected)
+    assert close(op.infer(*args)[0], expected)

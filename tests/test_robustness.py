@@ -118,7 +118,8 @@ def test_activations_over_the_whole_range(cell):
                 parameter.fill_(1.0)
             results.append(module(x.to(dtype))[0].double())
     truth, of_torch, actual = results
-    allowed = 2 * (of_torch - truth).abs() + 1e-5 * truth.abs() + 1e-25
+    cancels = torch.finfo(torch.float32).eps if cell == "gru" else 0.0  # in 1 - z
+    allowed = 2 * (of_torch - truth).abs() + 1e-5 * truth.abs() + cancels + 1e-25
     assert ((actual - truth).abs() <= allowed).all()
 
 

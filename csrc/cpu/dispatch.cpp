@@ -1,4 +1,5 @@
 // Chooses the instruction set once, and the number of threads at every call.
+#include <omp.h>
 #include <pthread.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -76,8 +77,12 @@ const Kernels& kernels() {
 }
 
 int usable_threads() {
-  // OpenMP's workers do not survive a fork: a parallel region in the child would wait for them for ever.
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+  // OpenMP's workers do not survive a fork: a parallel region in the child would wait for them for ever, in our kernels
+  // and in torch's operators that ours call.
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    in_forked_child = true;
+    omp_set_num_threads(1);
+  });
   return registered != 0 || in_forked_child ? 1 : int(torch::stable::get_num_threads());
 }
 
