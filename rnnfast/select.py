@@ -34,7 +34,7 @@ class Backend(NamedTuple):
 
 def only_torch() -> str | None:
     """Why torch's own operator must run, whatever the call, so that passing it on loses nothing; or None."""
-    if torch.compiler.is_exporting():
+    if torch.compiler._is_exporting_flag:  # is_exporting() reads it too, but Dynamo of torch 2.11 takes that for true
         return "the graph is being exported, which wants torch's own operators"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit is tracing, which wants torch's own operators"

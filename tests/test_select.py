@@ -71,13 +71,23 @@ def test_what_runs_by_default(kind, grad):
         ours(x, hx)
         explanation = rnnfast.explain(ours, x, hx)
     found = {name for name in recorder.names if name.startswith("rnnfast.")}
-    if kind in CELLS and (grad or kind.startswith("rnn")):
+    if kind in CELLS:  # of a few units, as here: see test_large_cells_run_the_kernel
         assert not found and explanation.backend == "aten"
         assert "faster in torch" in explanation.passed_over["cpu"]
     else:
         cell = kind.split("_")[0].removesuffix("cell")
         assert found == {f"rnnfast.{cell}_{'fwd' if grad else 'infer'}.default"}
         assert explanation.backend == "cpu" and not explanation.passed_over and "cpu" in str(explanation)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(("grad", "backend"), [(False, "cpu"), (True, "aten")], ids=["no_grad", "grad"])
+def test_large_cells_run_the_kernel(kind, grad, backend):
+    """One step of few rows and many units: the kernel wins as long as no gradient is recorded."""
+    name, options = CELLS[kind]
+    module = getattr(rnnfast, name)(512, 512, **options)
+    with torch.set_grad_enabled(grad):
+        assert rnnfast.explain(module, torch.zeros(1, 512)).backend == backend
 
 
 @pytest.mark.parametrize("kind", KINDS)
