@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,16 +16,16 @@ from . import data
 from .cases import Case
 
 
-class Model(nn.Module):
+class Model(nn.Module, ABC):
     """What training.py asks of a model."""
 
+    @abstractmethod
     def loss(self, batch: tuple, state: tuple | None) -> tuple[Tensor, tuple | None]:
         """The batch's loss, and what is carried to the next batch of the epoch (None where batches stand alone)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def recurrent_call(self, batch: tuple) -> tuple[nn.Module, object]:
         """The recurrent module and its input, for rnnfast.explain."""
-        raise NotImplementedError
 
 
 class CharacterModel(Model):

@@ -6,7 +6,7 @@ that could be stale: weights are read by name at every call.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -189,8 +189,7 @@ _WITH_BIASES = (*_WITHOUT, "bias_ih", "bias_hh")
 class _Cell(_Drop):
     """forward of RNNCell, LSTMCell and GRUCell: one layer, one step."""
 
-    def _mode(self) -> str | None:
-        raise NotImplementedError
+    _mode: Callable[[], str | None]  # "rnn_tanh", "gru", ...; None for what torch.nn's own forward refuses
 
     def _call(self, input: Any, hx: Any) -> Call | None:
         """The arguments of forward as a call of one step, or None where their kinds or ranks are already wrong."""

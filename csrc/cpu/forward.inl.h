@@ -21,6 +21,12 @@ constexpr int64_t kChunkTiles = 4;
 constexpr int64_t kDirectRows = 4, kDirectRowsLarge = 8;
 constexpr int64_t kLargeWeights = 1 << 20;  // bytes
 
+// Where both weights fit in L2 together, a tile multiplies x and h one after the other and W_ih x never goes through
+// memory (LSTM and RNN; GRU's n keeps them apart). From 3 rows on: with fewer, many rows of x at once make better
+// tiles.
+constexpr int64_t kFusedBytes = 768 * 1024;
+constexpr int64_t kFusedRows = 3;
+
 template <class E, Cell kCell>
 class Forward {
   using C = ComputeOf<E>;
@@ -52,6 +58,8 @@ class Forward {
       direct_ = direct_ && weights.ih.column_stride == 1 && weights.hh.column_stride == 1 &&
                 (!shape_.proj_size || weights.hr.column_stride == 1);
     }
+    fused_ =
+        kCell != Cell::kGru && !direct_ && weight_bytes <= kFusedBytes && schedule_.batch / grid_.slices >= kFusedRows;
     lay_out_memory();
     workspace_.allocate();
     lay_out_memory();
@@ -187,7 +195,11 @@ class Forward {
 
   void run_steps(const Member& member) {
     int64_t* const start = member.start;
-    for (int64_t step = 0; step < schedule_.steps;) {
+    for (int64_t step = 0; fused_ && step < schedule_.steps; ++step) {
+      const int64_t t = time_of(schedule_, member.d, step);
+      run_step(member, step, t, nullptr, rows_at(schedule_, t, member.slice, grid_.slices));
+    }
+    for (int64_t step = 0; !fused_ && step < schedule_.steps;) {
       int64_t end = step, rows = 0;
       while (end < schedule_.steps && rows < chunk_rows_)
         rows += rows_at(schedule_, time_of(schedule_, member.d, end++), member.slice, grid_.slices);
@@ -256,21 +268,28 @@ class Forward {
     const State& state = state_[member.d];
     const DirectionWeights& weights = call_.direction[member.d].weights;
     const Operand<E> h{state.h[step % 2] + member.slice * hidden_stride_, grid_.slices * hidden_stride_};
+    const Operand<E> x{call_.input + (schedule_.offset[t] + member.slice) * call_.input_stride,
+                       grid_.slices * call_.input_stride};
     const int unit_vectors = hidden_panels_.vectors(block), width = unit_vectors * kGates;
     const int64_t first_unit = hidden_panels_.first_vector(block) * kLanes;
     V acc[kAccumulators];
     for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
-      product(acc, hidden_panels_, block, count, h.from_row(first), state.hidden_panel, weights.hh);
+      if (fused_) {
+        multiply<E>(acc, width, count, x.from_row(first), input_panels_.padded_depth(),
+                    state.input_panel + input_panels_.offset(block));
+        multiply<E>(acc, width, count, h.from_row(first), hidden_panels_.padded_depth(),
+                    state.hidden_panel + hidden_panels_.offset(block), true);
+      } else {
+        product(acc, hidden_panels_, block, count, h.from_row(first), state.hidden_panel, weights.hh);
+      }
       for (int v = 0; v < unit_vectors; ++v) {
         const int64_t unit = first_unit + v * kLanes;
         const int units = int(std::min<int64_t>(kLanes, shape_.hidden_size - unit));
-        const Tile tile{first,
-                        count,
-                        unit,
-                        units,
-                        acc + v * kGates,
-                        width,
-                        ahead + first * member.ahead_stride + v * kGates * kLanes};
+        const int64_t in_block = v * kGates * kLanes;
+        // Fused, only the bias is left to add, the same for every row.
+        const C* rest =
+            fused_ ? state.bias + first_unit * kGates + in_block : ahead + first * member.ahead_stride + in_block;
+        const Tile tile{first, count, unit, units, acc + v * kGates, width, rest, fused_ ? 0 : member.ahead_stride};
         const bool save = call_.direction[member.d].gates;
         if (units == kLanes)
           save ? finish<true, true>(member, step, t, tile) : finish<true, false>(member, step, t, tile);
@@ -288,7 +307,8 @@ class Forward {
     int units;       // fewer than kLanes in the last vector
     const V* gates;  // [rows, gates_stride] W_hh h
     int gates_stride;
-    const C* ahead;  // [rows, ahead_stride] W_ih x + bias
+    const C* ahead;  // [rows, ahead_stride] what is to be added: W_ih x + bias
+    int64_t ahead_stride;
   };
 
   template <bool kFull, class T>
@@ -308,7 +328,7 @@ class Forward {
     const ForwardDirection<E, C>& direction = call_.direction[member.d];
     const int64_t hidden = shape_.hidden_size, slices = grid_.slices;
     const int64_t b = member.slice + tile.first_row * slices, row = schedule_.offset[t] + b;
-    const int64_t ahead_stride = member.ahead_stride, gates_stride = tile.gates_stride;
+    const int64_t ahead_stride = tile.ahead_stride, gates_stride = tile.gates_stride;
     const int64_t hidden_stride = slices * hidden_stride_, cell_stride = slices * hidden;
     const int64_t output_stride = slices * output_stride_;
     const int rows = tile.rows, units = tile.units;
@@ -421,6 +441,7 @@ class Forward {
   const PanelShape<E> input_panels_, hidden_panels_, proj_panels_;
   ThreadGrid grid_;
   bool direct_;       // the weights are read in place, nothing is packed
+  bool fused_;        // x is multiplied at its step, not ahead
   bool one_product_;  // the rows of a slice are evenly spaced across time steps: W_ih x is one product per chunk
   Workspace workspace_;
   Barriers barriers_{};

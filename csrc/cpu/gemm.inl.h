@@ -135,10 +135,11 @@ RNNFAST_INLINE void multiply_add(typename Simd<ComputeOf<E>>::V (&acc)[MB][NV], 
 // Longest chain of additions into one register: a sum of thousands in a single chain would round worse than torch's.
 constexpr int64_t kChainDepth = 256;
 
-// out[MB][NV] = A[MB rows, depth] * panel. Few accumulators cannot cover the latency of fma (4 cycles, 2 a cycle), so
-// small tiles run two chains over k. bfloat16: depth is even (operands are zero-padded).
+// out[MB][NV] = A[MB rows, depth] * panel, or with `add` is increased by it. Few accumulators cannot cover the latency
+// of fma (4 cycles, 2 a cycle), so small tiles run two chains over k. bfloat16: depth is even (operands are
+// zero-padded).
 template <class E, int NV, int MB>
-void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t depth, const E* panel) {
+void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t depth, const E* panel, bool add) {
   using V = typename Simd<ComputeOf<E>>::V;
   constexpr int kStep = kPair<E>;
   constexpr int64_t kPanelStep = int64_t(NV) * Simd<ComputeOf<E>>::kLanes * kStep;
@@ -146,7 +147,7 @@ void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t de
   int64_t k = 0;
   do {
     const int64_t end = std::min(depth, k + kChainDepth);
-    const bool first = k == 0;
+    const bool first = k == 0 && !add;
     V acc[kChains][MB][NV];
 #pragma GCC unroll 2
     for (int chain = 0; chain < kChains; ++chain)
@@ -172,24 +173,25 @@ void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t de
 }
 
 template <class E, int NV, int... kIndex>
-void multiply_rows(typename Simd<ComputeOf<E>>::V* out, int rows, Operand<E> a, int64_t depth, const E* panel,
+void multiply_rows(typename Simd<ComputeOf<E>>::V* out, int rows, Operand<E> a, int64_t depth, const E* panel, bool add,
                    std::integer_sequence<int, kIndex...>) {
-  ((rows == kIndex + 1 ? multiply_tile<E, NV, kIndex + 1>(out, a, depth, panel) : void()), ...);
+  ((rows == kIndex + 1 ? multiply_tile<E, NV, kIndex + 1>(out, a, depth, panel, add) : void()), ...);
 }
 
 // out[rows][vectors] = A[rows, depth] * panel, rows <= tile_rows(vectors), vectors <= kMaxVectors. Every product of the
 // kernels goes through here; what follows it (activations, gradients) works on `out`, a few cache lines on the stack.
 template <class E>
-void multiply(typename Simd<ComputeOf<E>>::V* out, int vectors, int rows, Operand<E> a, int64_t depth, const E* panel) {
+void multiply(typename Simd<ComputeOf<E>>::V* out, int vectors, int rows, Operand<E> a, int64_t depth, const E* panel,
+              bool add = false) {
   switch (vectors) {
     case 1:
-      return multiply_rows<E, 1>(out, rows, a, depth, panel, std::make_integer_sequence<int, tile_rows(1)>());
+      return multiply_rows<E, 1>(out, rows, a, depth, panel, add, std::make_integer_sequence<int, tile_rows(1)>());
     case 2:
-      return multiply_rows<E, 2>(out, rows, a, depth, panel, std::make_integer_sequence<int, tile_rows(2)>());
+      return multiply_rows<E, 2>(out, rows, a, depth, panel, add, std::make_integer_sequence<int, tile_rows(2)>());
     case 3:
-      return multiply_rows<E, 3>(out, rows, a, depth, panel, std::make_integer_sequence<int, tile_rows(3)>());
+      return multiply_rows<E, 3>(out, rows, a, depth, panel, add, std::make_integer_sequence<int, tile_rows(3)>());
     case 4:
-      return multiply_rows<E, 4>(out, rows, a, depth, panel, std::make_integer_sequence<int, tile_rows(4)>());
+      return multiply_rows<E, 4>(out, rows, a, depth, panel, add, std::make_integer_sequence<int, tile_rows(4)>());
   }
 }
 
