@@ -46,14 +46,15 @@ def only_torch() -> str | None:
 
 
 _STEP_ROWS = 8
-_STEP_HIDDEN_SIZE = {"rnn_tanh": 384, "rnn_relu": 384, "gru": 64, "lstm": 128}
+_STEP_HIDDEN_SIZE = {"rnn_tanh": 512, "rnn_relu": 512, "gru": 256, "lstm": 256}
 
 
 def step_loses(cell: str, input: Tensor, hidden_size: int) -> str | None:
     """Why torch's own operator is the faster for one step of a cell module, or None; a request overrules it.
 
-    Measured on one core with AVX-512 (2026-11-21): a torch.autograd.Function costs 40 us around a step of 10; without
-    gradients our way to the kernel pays where it reads large weights in place (few rows), by up to 2x.
+    Measured on one core with AVX-512 (2026-11-21): a torch.autograd.Function costs 40 us around a step of 10. Without
+    gradients our way to the kernel pays where it reads large weights in place: 1.05-1.7x from these sizes on for 1 to 8
+    rows; at half of them 0.8-1.1x.
     """
     if requested() is not None:
         return None
