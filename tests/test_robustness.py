@@ -222,3 +222,15 @@ def test_errors_leave_nothing_behind():
             module(x, lengths=torch.full((16,), 51))
     assert resident_bytes() - before < 16 * 2**20
     assert torch.equal(module(x)[0], expected)
+
+
+def test_activations_are_as_exact_as_the_kernels_claim():
+    """Gates i and g of an LSTM whose input weights are one are sigmoid(x) and tanh(x): the bounds of csrc/cpu/vec.h."""
+    x = torch.linspace(-30, 30, 200_001)
+    x = torch.cat([x, x * 1e-2, x * 1e-4])
+    states = torch.zeros(1, len(x), 1)
+    weights = [torch.ones(4, 1), torch.zeros(4, 1)]
+    saved = torch.ops.rnnfast.lstm_fwd(x.view(1, -1, 1), states, states.clone(), weights, None, None)[-1]
+    gates, truth = saved[0][0].double(), x.double()
+    assert (gates[:, 0] - truth.sigmoid()).abs().max() < 1e-7
+    assert (gates[:, 2] - truth.tanh()).abs().max() < 1.8e-7

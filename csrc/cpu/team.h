@@ -1,7 +1,7 @@
 // Threads of one call: how the work is cut, and the barrier between time steps. Compiled once per instruction set.
 
 // Below this much arithmetic a second thread costs more than it brings: ~100 µs of one core at ~100 GFLOP/s, against
-// 20-40 µs to wake sleeping workers (measured on Zen 4; csrc/README.md).
+// 20-40 µs to wake sleeping workers (prototype, Zen 4).
 constexpr double kFlopsPerThread = 6e6;
 // Fewer rows per thread leave the fused multiply-adds waiting for weights (a tile reaches peak from 3 rows on).
 constexpr int64_t kRowsPerThread = 3;
