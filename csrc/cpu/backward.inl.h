@@ -163,7 +163,7 @@ class Backward {
     const V zero[kMaxVectors] = {};
     V acc[kAccumulators];
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
-      const int width = hidden_panels_.vectors(block);
+      const int width = hidden_panels_.width(block);
       const int64_t column = hidden_panels_.first_vector(block) * kLanes;
       for_row_tiles(later, tile_rows(width), [&](int64_t first, int count) {
         const T* from = dgates + row_of(member.d, step + 1, member.place.slice + first * slices) * stride;
@@ -258,7 +258,7 @@ class Backward {
     const Range blocks = part_of(proj_panels_.blocks(), member.place.unit, grid_.units);
     V acc[kAccumulators];
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
-      const int width = proj_panels_.vectors(block);
+      const int width = proj_panels_.width(block);
       for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
         const T* from = state.dproj + row_of(member.d, step, member.place.slice + first * slices) * shape_.proj_size;
         multiply<T>(acc, width, count, Operand<T>{from, slices * shape_.proj_size}, proj_panels_.depth,
@@ -364,7 +364,7 @@ class Backward {
   void input_gradient(Range rows) {
     V acc[kAccumulators], other[kAccumulators];
     for (int64_t block = 0; block < input_panels_.blocks(); ++block) {
-      const int width = input_panels_.vectors(block);
+      const int width = input_panels_.width(block);
       for_row_tiles(rows.last - rows.first, tile_rows(width), [&](int64_t first, int count) {
         const int64_t row = rows.first + first;
         for (int d = 0; d < shape_.directions; ++d) {

@@ -84,12 +84,13 @@ void dot_vector(typename Simd<ComputeOf<E>>::V* out, int out_stride, Operand<E> 
   }
 }
 
-// What multiply() would give for one block of `shape`, from the weight itself (row-major: column_stride is 1).
+// What multiply() would give for one block of `shape` (not dense), from the weight itself (row-major: column_stride
+// is 1).
 template <class E>
 void multiply_direct(typename Simd<ComputeOf<E>>::V* out, const PanelShape<E>& shape, int64_t block, int rows,
                      Operand<E> a, const Weight& weight) {
   constexpr int kLanes = PanelShape<E>::kLanes;
-  const int width = shape.vectors(block) * shape.gates;
+  const int width = shape.width(block);
   for (int v = 0; v < width; ++v) {
     const int64_t column = (shape.first_vector(block) + (shape.gates > 1 ? 0 : v)) * kLanes;
     const int64_t row = (shape.gates > 1 ? v : 0) * shape.columns + column;

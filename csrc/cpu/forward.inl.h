@@ -12,20 +12,9 @@
 // and
 //             streamed from cache at every step.
 
-// A chunk of W_ih x should stay in L2 beside the weights (1 MiB on Zen 4) and yet hold several full tiles of rows.
-constexpr int64_t kChunkBytes = 256 * 1024;
-constexpr int64_t kChunkTiles = 4;
-
-// Up to this many rows in all the weights are read in place: packing them costs as much as reading them for 4 to 6
-// rows; more where they exceed L2 and packing waits for memory (measured on Zen 4, H 64 to 512).
-constexpr int64_t kDirectRows = 4, kDirectRowsLarge = 8;
-constexpr int64_t kLargeWeights = 1 << 20;  // bytes
-
-// Where both weights fit in L2 together, a tile multiplies x and h one after the other and W_ih x never goes through
-// memory (LSTM and RNN; GRU's n keeps them apart). From 3 rows on: with fewer, many rows of x at once make better
-// tiles.
-constexpr int64_t kFusedBytes = 768 * 1024;
-constexpr int64_t kFusedRows = 3;
+// Tiles whose activations are computed in one go: fewer leave the pipeline waiting for the last rows' chain of
+// exponentials (AVX2, LSTM H 64, B 16: 17.4 -> 15.0 us per step on Zen 4; more than 4 bring nothing).
+constexpr int kTilesPerFinish = 4;
 
 template <class E, Cell kCell>
 class Forward {
@@ -43,23 +32,11 @@ class Forward {
         schedule_(*call.schedule),
         output_size_(shape_.output_size()),
         output_stride_(shape_.directions * output_size_),
-        input_panels_{shape_.hidden_size, shape_.input_size, kGates},
-        hidden_panels_{shape_.hidden_size, output_size_, kGates},
-        proj_panels_{shape_.proj_size, shape_.hidden_size, 1} {
-    const double flops =
-        2. * schedule_.total * shape_.directions * shape_.gate_rows() * (shape_.input_size + output_size_);
-    grid_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(), flops);
-    one_product_ = grid_.slices == 1 ||
-                   (schedule_.total == schedule_.steps * schedule_.batch && schedule_.batch % grid_.slices == 0);
-    const int64_t weight_bytes = shape_.gate_rows() * (shape_.input_size + output_size_) * int64_t(sizeof(E));
-    direct_ = schedule_.total <= (weight_bytes > kLargeWeights ? kDirectRowsLarge : kDirectRows);
-    for (int d = 0; d < shape_.directions; ++d) {
-      const DirectionWeights& weights = call.direction[d].weights;
-      direct_ = direct_ && weights.ih.column_stride == 1 && weights.hh.column_stride == 1 &&
-                (!shape_.proj_size || weights.hr.column_stride == 1);
-    }
-    fused_ =
-        kCell != Cell::kGru && !direct_ && weight_bytes <= kFusedBytes && schedule_.batch / grid_.slices >= kFusedRows;
+        plan_(make_plan(call)),
+        grid_(plan_.grid),
+        input_panels_{shape_.hidden_size, shape_.input_size, kGates, plan_.input != InputProduct::kInPlace},
+        hidden_panels_{shape_.hidden_size, output_size_, kGates, plan_.input != InputProduct::kInPlace},
+        proj_panels_{shape_.proj_size, shape_.hidden_size} {
     lay_out_memory();
     workspace_.allocate();
     lay_out_memory();
@@ -74,8 +51,8 @@ class Forward {
 
  private:
   struct State {
-    E *input_panel, *hidden_panel, *proj_panel;
-    C* bias;         // [block, gate, lane] b_ih + b_hh, for GRU's n only b_ih
+    E *input_panel = nullptr, *hidden_panel = nullptr, *proj_panel = nullptr;  // null: the weight is read in place
+    C* bias;         // in the order of a panel's columns: b_ih + b_hh, for GRU's n only b_ih
     C* bias_hidden;  // [H padded] GRU's b_hh of n
     E* h[2];         // [B, hidden_stride_]
     C* c;            // [B, H]
@@ -86,6 +63,7 @@ class Forward {
   struct Member {
     int d, slice, unit;
     Range blocks;  // of hidden units
+    E* panel;      // one block of W_ih, where it is packed in passing
     C* ahead;      // [rows of a chunk, ahead_stride] W_ih x + bias for those units
     int64_t ahead_stride;
     int64_t* start;  // [steps of a chunk + 1] first row in `ahead` of each time
@@ -100,12 +78,12 @@ class Forward {
     raw_stride_ = proj_panels_.padded_depth();
     for (int d = 0; d < shape_.directions; ++d) {
       State& state = state_[d];
-      if (!direct_) {
-        state.input_panel = workspace_.take<E>(input_panels_.size());
+      if (plan_.input != InputProduct::kInPlace) {
+        if (plan_.input != InputProduct::kInPassing) state.input_panel = workspace_.take<E>(input_panels_.size());
         state.hidden_panel = workspace_.take<E>(hidden_panels_.size());
-        state.proj_panel = workspace_.take<E>(shape_.proj_size ? proj_panels_.size() : 0);
+        if (shape_.proj_size) state.proj_panel = workspace_.take<E>(proj_panels_.size());
       }
-      state.bias = workspace_.take<C>(units * kGates);
+      state.bias = workspace_.take<C>(hidden_panels_.position(hidden_panels_.blocks()) + kLanes);
       state.bias_hidden = workspace_.take<C>(kCell == Cell::kGru ? units : 0);
       for (E*& h : state.h) h = workspace_.take<E>(schedule_.batch * hidden_stride_);
       state.c = workspace_.take<C>(kCell == Cell::kLstm ? schedule_.batch * shape_.hidden_size : 0);
@@ -116,8 +94,13 @@ class Forward {
     const int64_t step_rows = ceil_div(schedule_.batch, grid_.slices);
     // A chunk grows by whole steps until it holds chunk_rows_.
     chunk_rows_ = std::max<int64_t>(kChunkBytes / (stride * sizeof(C)), kChunkTiles * kMaxRows);
+    if (plan_.input == InputProduct::kInPassing) {
+      chunk_rows_ = schedule_.total;
+      block_size_ = kMaxVectors * kLanes * input_panels_.padded_depth();
+      panel_ = workspace_.take<E>(block_size_ * grid_.size());
+    }
     ahead_size_ = std::min(chunk_rows_ + step_rows, schedule_.steps * step_rows) * stride;
-    ahead_ = workspace_.take<C>(ahead_size_ * grid_.size());
+    ahead_ = workspace_.take<C>(ahead_size_ * grid_.size() + kLanes);  // dense blocks are read past their end
   }
 
   void run_thread(int thread) {
@@ -129,6 +112,7 @@ class Forward {
                           place.slice,
                           place.unit,
                           blocks,
+                          panel_ + thread * block_size_,
                           ahead_ + thread * ahead_size_,
                           panel_width(blocks.first, blocks.last),
                           start_ + thread * (schedule_.steps + 1),
@@ -141,7 +125,7 @@ class Forward {
 
   // Columns, gates counted, of the blocks [first, last).
   int64_t panel_width(int64_t first, int64_t last) const {
-    return (hidden_panels_.first_vector(last) - hidden_panels_.first_vector(first)) * kGates * kLanes;
+    return hidden_panels_.position(last) - hidden_panels_.position(first);
   }
 
   // Packs this thread's part of the weights and sets up its rows of the initial state.
@@ -154,11 +138,9 @@ class Forward {
     pack_bias(member.d, first, last);
     const Range proj =
         part_of(proj_panels_.blocks(), member.slice * grid_.units + member.unit, grid_.slices * grid_.units);
-    if (!direct_) {
-      pack_panels(state.input_panel, input_panels_, weights.ih, first, last);
-      pack_panels(state.hidden_panel, hidden_panels_, weights.hh, first, last);
-      if (shape_.proj_size) pack_panels(state.proj_panel, proj_panels_, weights.hr, proj.first, proj.last);
-    }
+    if (state.input_panel) pack_panels(state.input_panel, input_panels_, weights.ih, first, last);
+    if (state.hidden_panel) pack_panels(state.hidden_panel, hidden_panels_, weights.hh, first, last);
+    if (state.proj_panel) pack_panels(state.proj_panel, proj_panels_, weights.hr, proj.first, proj.last);
 
     const int64_t hidden = shape_.hidden_size;
     for (int64_t b = member.slice; b < schedule_.batch; b += grid_.slices) {
@@ -176,18 +158,22 @@ class Forward {
 
   void pack_bias(int d, int64_t first, int64_t last) {
     const DirectionWeights& weights = call_.direction[d].weights;
-    for (int64_t vector = hidden_panels_.first_vector(first); vector < hidden_panels_.first_vector(last); ++vector) {
+    const int64_t first_unit = hidden_panels_.first_column(first), last_unit = hidden_panels_.first_column(last);
+    if (kCell == Cell::kGru) std::memset(state_[d].bias_hidden + first_unit, 0, (last_unit - first_unit) * sizeof(C));
+    C* const bias = state_[d].bias + hidden_panels_.position(first);
+    std::memset(bias, 0, panel_width(first, last) * sizeof(C));
+    if (!weights.bias_ih.data) return;
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t unit = hidden_panels_.first_column(block), units = hidden_panels_.columns_in(block);
       for (int gate = 0; gate < kGates; ++gate) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const int64_t unit = vector * kLanes + lane, row = gate * shape_.hidden_size + unit;
-          C from_input = 0, from_hidden = 0;
-          if (weights.bias_ih.data && unit < shape_.hidden_size) {
-            from_input = widen(static_cast<const E*>(weights.bias_ih.data)[row * weights.bias_ih.row_stride]);
-            from_hidden = widen(static_cast<const E*>(weights.bias_hh.data)[row * weights.bias_hh.row_stride]);
-          }
+        C* const out = bias + panel_width(first, block) + gate * hidden_panels_.gate_stride(block);
+        for (int64_t u = 0; u < units; ++u) {
+          const int64_t row = gate * shape_.hidden_size + unit + u;
+          const C from_input = widen(static_cast<const E*>(weights.bias_ih.data)[row * weights.bias_ih.row_stride]);
+          const C from_hidden = widen(static_cast<const E*>(weights.bias_hh.data)[row * weights.bias_hh.row_stride]);
           const bool apart = kCell == Cell::kGru && gate == 2;  // r multiplies W_hn h + b_hn as a whole
-          state_[d].bias[(vector * kGates + gate) * kLanes + lane] = apart ? from_input : from_input + from_hidden;
-          if (apart) state_[d].bias_hidden[unit] = from_hidden;
+          out[u] = apart ? from_input : from_input + from_hidden;
+          if (apart) state_[d].bias_hidden[unit + u] = from_hidden;
         }
       }
     }
@@ -195,11 +181,12 @@ class Forward {
 
   void run_steps(const Member& member) {
     int64_t* const start = member.start;
-    for (int64_t step = 0; fused_ && step < schedule_.steps; ++step) {
+    const bool at_step = plan_.input == InputProduct::kAtStep;
+    for (int64_t step = 0; at_step && step < schedule_.steps; ++step) {
       const int64_t t = time_of(schedule_, member.d, step);
       run_step(member, step, t, nullptr, rows_at(schedule_, t, member.slice, grid_.slices));
     }
-    for (int64_t step = 0; !fused_ && step < schedule_.steps;) {
+    for (int64_t step = 0; !at_step && step < schedule_.steps;) {
       int64_t end = step, rows = 0;
       while (end < schedule_.steps && rows < chunk_rows_)
         rows += rows_at(schedule_, time_of(schedule_, member.d, end++), member.slice, grid_.slices);
@@ -217,35 +204,44 @@ class Forward {
 
   // ahead = W_ih x + bias for `times` time steps from `low` on, this thread's units and rows.
   void project_input(const Member& member, int64_t low, int64_t times) {
-    const int64_t products = one_product_ ? 1 : times, times_each = one_product_ ? times : 1;
+    const int64_t products = plan_.even_rows ? 1 : times, times_each = plan_.even_rows ? times : 1;
+    const Weight& weight = call_.direction[member.d].weights.ih;
     for (int64_t block = member.blocks.first; block < member.blocks.last; ++block) {
+      const E* panel = panel_of(state_[member.d].input_panel, input_panels_, block);
+      if (plan_.input == InputProduct::kInPassing) {
+        pack_panels(member.panel - input_panels_.offset(block), input_panels_, weight, block, block + 1);
+        panel = member.panel;
+      }
       for (int64_t i = 0; i < products; ++i) {
         const Operand<E> x{call_.input + (schedule_.offset[low + i] + member.slice) * call_.input_stride,
                            grid_.slices * call_.input_stride};
         const int64_t rows = member.start[i + times_each] - member.start[i];
         C* out = member.ahead + member.start[i] * member.ahead_stride + panel_width(member.blocks.first, block);
-        project_block(member, block, x, rows, out);
+        project_block(member, block, panel, x, rows, out);
       }
     }
   }
 
-  // acc = A W^T for one block of columns.
-  void product(V* acc, const PanelShape<E>& shape, int64_t block, int rows, Operand<E> a, const E* panels,
-               const Weight& weight) const {
-    if (direct_)
-      multiply_direct<E>(acc, shape, block, rows, a, weight);
+  // acc = A W^T for one block of columns; panel null: from the weight itself.
+  static void product(V* acc, const PanelShape<E>& shape, int64_t block, int rows, Operand<E> a, const E* panel,
+                      const Weight& weight) {
+    if (panel)
+      multiply<E>(acc, shape.width(block), rows, a, shape.padded_depth(), panel);
     else
-      multiply<E>(acc, shape.vectors(block) * shape.gates, rows, a, shape.padded_depth(), panels + shape.offset(block));
+      multiply_direct<E>(acc, shape, block, rows, a, weight);
+  }
+  static const E* panel_of(const E* panels, const PanelShape<E>& shape, int64_t block) {
+    return panels ? panels + shape.offset(block) : nullptr;
   }
 
-  void project_block(const Member& member, int64_t block, Operand<E> x, int64_t rows, C* out) {
+  void project_block(const Member& member, int64_t block, const E* panel, Operand<E> x, int64_t rows, C* out) {
     const State& state = state_[member.d];
     const DirectionWeights& weights = call_.direction[member.d].weights;
-    const int width = input_panels_.vectors(block) * kGates;
-    const C* bias = state.bias + input_panels_.first_vector(block) * kGates * kLanes;
+    const int width = input_panels_.width(block);
+    const C* bias = state.bias + input_panels_.position(block);
     V acc[kAccumulators];
     for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
-      product(acc, input_panels_, block, count, x.from_row(first), state.input_panel, weights.ih);
+      product(acc, input_panels_, block, count, x.from_row(first), panel, weights.ih);
       for (int m = 0; m < count; ++m)
         for (int v = 0; v < width; ++v)
           S::store(out + (first + m) * member.ahead_stride + v * kLanes,
@@ -270,32 +266,45 @@ class Forward {
     const Operand<E> h{state.h[step % 2] + member.slice * hidden_stride_, grid_.slices * hidden_stride_};
     const Operand<E> x{call_.input + (schedule_.offset[t] + member.slice) * call_.input_stride,
                        grid_.slices * call_.input_stride};
-    const int unit_vectors = hidden_panels_.vectors(block), width = unit_vectors * kGates;
-    const int64_t first_unit = hidden_panels_.first_vector(block) * kLanes;
-    V acc[kAccumulators];
+    const int width = hidden_panels_.width(block), unit_vectors = kGates == 1 ? width : 1;
+    const int gate_stride = hidden_panels_.gate_stride(block);
+    const bool at_step = plan_.input == InputProduct::kAtStep;
+    const E* const panel = panel_of(state.hidden_panel, hidden_panels_, block);
+    constexpr int kCapacity = kTilesPerFinish * kAccumulators;
+    V acc[kCapacity + 1];  // [rows, width]; dense blocks are read past their end
+    int64_t finished = 0;
     for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
-      if (fused_) {
-        multiply<E>(acc, width, count, x.from_row(first), input_panels_.padded_depth(),
+      V* const out = acc + (first - finished) * width;
+      if (at_step) {
+        multiply<E>(out, width, count, x.from_row(first), input_panels_.padded_depth(),
                     state.input_panel + input_panels_.offset(block));
-        multiply<E>(acc, width, count, h.from_row(first), hidden_panels_.padded_depth(),
-                    state.hidden_panel + hidden_panels_.offset(block), true);
+        multiply<E>(out, width, count, h.from_row(first), hidden_panels_.padded_depth(), panel, true);
       } else {
-        product(acc, hidden_panels_, block, count, h.from_row(first), state.hidden_panel, weights.hh);
+        product(out, hidden_panels_, block, count, h.from_row(first), panel, weights.hh);
       }
+      const int64_t end = first + count;
+      if (end < rows && (end - finished + tile_rows(width)) * width <= kCapacity) return;
       for (int v = 0; v < unit_vectors; ++v) {
-        const int64_t unit = first_unit + v * kLanes;
+        const int64_t unit = hidden_panels_.first_column(block) + v * kLanes;
         const int units = int(std::min<int64_t>(kLanes, shape_.hidden_size - unit));
-        const int64_t in_block = v * kGates * kLanes;
-        // Fused, only the bias is left to add, the same for every row.
-        const C* rest =
-            fused_ ? state.bias + first_unit * kGates + in_block : ahead + first * member.ahead_stride + in_block;
-        const Tile tile{first, count, unit, units, acc + v * kGates, width, rest, fused_ ? 0 : member.ahead_stride};
+        // At its step, only the bias is left to add, the same for every row.
+        const C* rest = at_step ? state.bias + hidden_panels_.position(block) : ahead + finished * member.ahead_stride;
+        const Tile tile{finished,
+                        int(end - finished),
+                        unit,
+                        units,
+                        reinterpret_cast<const C*>(acc + v),
+                        width * kLanes,
+                        rest + v * kLanes,
+                        at_step ? 0 : member.ahead_stride,
+                        gate_stride};
         const bool save = call_.direction[member.d].gates;
         if (units == kLanes)
           save ? finish<true, true>(member, step, t, tile) : finish<true, false>(member, step, t, tile);
         else
           save ? finish<false, true>(member, step, t, tile) : finish<false, false>(member, step, t, tile);
       }
+      finished = end;
     });
   }
 
@@ -305,10 +314,11 @@ class Forward {
     int rows;
     int64_t unit;
     int units;       // fewer than kLanes in the last vector
-    const V* gates;  // [rows, gates_stride] W_hh h
-    int gates_stride;
+    const C* gates;  // [rows, row_stride] W_hh h
+    int row_stride;
     const C* ahead;  // [rows, ahead_stride] what is to be added: W_ih x + bias
     int64_t ahead_stride;
+    int gate_stride;  // of both
   };
 
   template <bool kFull, class T>
@@ -328,12 +338,12 @@ class Forward {
     const ForwardDirection<E, C>& direction = call_.direction[member.d];
     const int64_t hidden = shape_.hidden_size, slices = grid_.slices;
     const int64_t b = member.slice + tile.first_row * slices, row = schedule_.offset[t] + b;
-    const int64_t ahead_stride = tile.ahead_stride, gates_stride = tile.gates_stride;
+    const int64_t ahead_stride = tile.ahead_stride, row_stride = tile.row_stride, gate = tile.gate_stride;
     const int64_t hidden_stride = slices * hidden_stride_, cell_stride = slices * hidden;
     const int64_t output_stride = slices * output_stride_;
     const int rows = tile.rows, units = tile.units;
     const bool projected = shape_.proj_size > 0, relu = shape_.relu;
-    const V* gates = tile.gates;
+    const C* gates = tile.gates;
     const C* ahead = tile.ahead;
     const E* h_prev = state.h[step % 2] + b * hidden_stride_ + tile.unit;
     E* next =
@@ -348,8 +358,9 @@ class Forward {
     for (int m = 0; m < rows; ++m) {
       V h;
       if constexpr (kCell == Cell::kGru) {
-        V r = gates[0] + S::load(ahead), z = gates[1] + S::load(ahead + kLanes), n = S::load(ahead + 2 * kLanes);
-        const V hn = gates[2] + hidden_bias;
+        V r = S::load(gates) + S::load(ahead), z = S::load(gates + gate) + S::load(ahead + gate);
+        V n = S::load(ahead + 2 * gate);
+        const V hn = S::load(gates + 2 * gate) + hidden_bias;
         h = Math::gru_forward(r, z, n, hn, load<kFull>(h_prev, units));
         if constexpr (kSave) {
           store<kFull>(saved, r, units);
@@ -359,8 +370,9 @@ class Forward {
         }
       } else if constexpr (kCell == Cell::kLstm) {
         V c = load<kFull>(c_slot, units);
-        V i = gates[0] + S::load(ahead), f = gates[1] + S::load(ahead + kLanes);
-        V g = gates[2] + S::load(ahead + 2 * kLanes), o = gates[3] + S::load(ahead + 3 * kLanes);
+        V i = S::load(gates) + S::load(ahead), f = S::load(gates + gate) + S::load(ahead + gate);
+        V g = S::load(gates + 2 * gate) + S::load(ahead + 2 * gate);
+        V o = S::load(gates + 3 * gate) + S::load(ahead + 3 * gate);
         h = kSave ? Math::lstm_forward(i, f, g, o, c) : Math::lstm_infer(i, f, g, o, c);
         store<kFull>(c_slot, c, units);
         if constexpr (kSave) {
@@ -371,11 +383,11 @@ class Forward {
           store<kFull>(cells, c, units);
         }
       } else {
-        h = Math::rnn_forward(gates[0] + S::load(ahead), relu);
+        h = Math::rnn_forward(S::load(gates) + S::load(ahead), relu);
       }
       store<kFull>(next, h, units);
       if (!projected) store<kFull>(output, h, units);
-      gates += gates_stride;
+      gates += row_stride;
       ahead += ahead_stride;
       h_prev += hidden_stride;
       next += next_stride;
@@ -400,10 +412,11 @@ class Forward {
     const State& state = state_[member.d];
     const DirectionWeights& weights = call_.direction[member.d].weights;
     const Operand<E> raw{state.raw + member.slice * raw_stride_, grid_.slices * raw_stride_};
-    const int width = proj_panels_.vectors(block);
+    const int width = proj_panels_.width(block);
+    const E* const panel = panel_of(state.proj_panel, proj_panels_, block);
     V acc[kAccumulators];
     for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
-      product(acc, proj_panels_, block, count, raw.from_row(first), state.proj_panel, weights.hr);
+      product(acc, proj_panels_, block, count, raw.from_row(first), panel, weights.hr);
       for (int m = 0; m < count; ++m) {
         const int64_t b = member.slice + (first + m) * grid_.slices, row = schedule_.offset[t] + b;
         for (int v = 0; v < width; ++v) {
@@ -438,17 +451,17 @@ class Forward {
   const LayerShape& shape_;
   const Schedule& schedule_;
   const int64_t output_size_, output_stride_;
+  const ForwardPlan plan_;
+  const ThreadGrid grid_;
   const PanelShape<E> input_panels_, hidden_panels_, proj_panels_;
-  ThreadGrid grid_;
-  bool direct_;       // the weights are read in place, nothing is packed
-  bool fused_;        // x is multiplied at its step, not ahead
-  bool one_product_;  // the rows of a slice are evenly spaced across time steps: W_ih x is one product per chunk
   Workspace workspace_;
   Barriers barriers_{};
   int64_t* start_ = nullptr;
   State state_[2];
   int64_t hidden_stride_ = 0, raw_stride_ = 0, chunk_rows_ = 0, ahead_size_ = 0;
   C* ahead_ = nullptr;
+  E* panel_ = nullptr;
+  int64_t block_size_ = 0;
 };
 
 template <class E, Cell kCell>

@@ -6,7 +6,7 @@
 //   of
 //                  its units in registers and applies the activations there
 // A tile is MB rows x NV vectors of accumulators, NV vectors of weights and one broadcast element of A; NV * MB is
-// chosen to fill the register file without spilling (24 accumulators of 32 registers, 8-12 of 16; measured on Zen 4).
+// chosen to fill the register file without spilling (24 accumulators of 32 registers, 12 of 16; measured on Zen 4).
 // bfloat16 panels hold pairs of k: [k / 2][vector][lane][2], the operand order of dpbf16ps.
 
 #if RNNFAST_VECTOR_BYTES == 64 || defined(__aarch64__)
@@ -195,22 +195,40 @@ void multiply(typename Simd<ComputeOf<E>>::V* out, int vectors, int rows, Operan
   }
 }
 
-// How `columns` columns are cut into panel blocks. gates > 1: gate panels of one vector of units each.
+// How `columns` columns are cut into panel blocks. gates > 1: gate panels of one vector of units each; where H is no
+// multiple of kLanes the last block's few units stand `dense`, gate after gate without gaps, if that saves a vector.
 template <class E>
 struct PanelShape {
   static constexpr int kLanes = Simd<ComputeOf<E>>::kLanes;
   int64_t columns;  // units, when gates > 1
   int64_t depth;    // k
   int gates = 1;
+  bool dense = false;
 
   int64_t padded_depth() const { return ceil_div(depth, kPair<E>) * kPair<E>; }
   int64_t column_vectors() const { return ceil_div(columns, kLanes); }
   int64_t blocks() const { return gates > 1 ? column_vectors() : ceil_div(column_vectors(), kMaxVectors); }
   // First vector of columns of a block; blocks are cut evenly (5 vectors: 3 + 2).
   int64_t first_vector(int64_t block) const { return block * column_vectors() / blocks(); }
-  int vectors(int64_t block) const { return int(first_vector(block + 1) - first_vector(block)); }
-  int64_t offset(int64_t block) const { return first_vector(block) * gates * kLanes * padded_depth(); }
-  int64_t size() const { return column_vectors() * gates * kLanes * padded_depth(); }
+  int64_t first_column(int64_t block) const { return first_vector(block) * kLanes; }
+  int64_t columns_in(int64_t block) const { return std::min(first_column(block + 1), columns) - first_column(block); }
+  // Elements from one gate of a block to the next.
+  int gate_stride(int64_t block) const {
+    const int units = int(columns_in(block));
+    return dense && ceil_div(units * gates, kLanes) < gates ? units : kLanes;
+  }
+  // Vectors of a block's panel.
+  int width(int64_t block) const {
+    if (gates == 1) return int(first_vector(block + 1) - first_vector(block));
+    return int(ceil_div(gate_stride(block) * gates, kLanes));
+  }
+  // Elements, per k, of the panels before a block; all, at blocks().
+  int64_t position(int64_t block) const {
+    if (gates == 1 || block == 0) return first_column(block);
+    return first_column(block - 1) * gates + width(block - 1) * kLanes;
+  }
+  int64_t offset(int64_t block) const { return position(block) * padded_depth(); }
+  int64_t size() const { return offset(blocks()); }
 };
 
 // Turns kLanes rows of kLanes elements into columns: log2(kLanes) rounds of interleaving row i with row i + kLanes / 2.
@@ -238,32 +256,42 @@ RNNFAST_INLINE void transpose(typename Simd<T>::V (&rows)[Simd<T>::kLanes]) {
   }
 }
 
-// One vector of a panel for all k: dst[k * stride + lane] = column (first + lane) of the weight, zero past `count`.
+// The weight's columns that one vector of a panel holds; null: zeros.
 template <class E>
-void pack_vector(E* dst, int64_t stride, const E* src, int64_t column_stride, int64_t k_stride, int64_t depth,
-                 int count) {
-  constexpr int kLanes = Simd<ComputeOf<E>>::kLanes;
+struct Columns {
+  static constexpr int kLanes = Simd<ComputeOf<E>>::kLanes;
+  const E* at[kLanes];
+  bool full = true;  // no null
+};
+
+// dst[k * stride + lane] = column[lane][k * k_stride] for all k. `adjacent`: the columns lie side by side.
+template <class E>
+void pack_vector(E* dst, int64_t stride, const Columns<E>& column, bool adjacent, int64_t k_stride, int64_t depth) {
+  using S = Simd<ComputeOf<E>>;
+  constexpr int kLanes = S::kLanes;
   constexpr int kStep = kPair<E>;
   int64_t k = 0;
-  using S = Simd<ComputeOf<E>>;
-  if (count == kLanes && k_stride == 1) {
+  if (k_stride == 1) {
     // A pair of bfloat16 has the size of a float, so pairs are transposed as floats are.
     for (; k + kLanes * kStep <= depth; k += kLanes * kStep) {
-      typename S::V rows[kLanes];
+      typename S::V rows[kLanes] = {};
 #pragma GCC unroll 16
-      for (int lane = 0; lane < kLanes; ++lane)
-        std::memcpy(&rows[lane], src + lane * column_stride + k, sizeof rows[lane]);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (!column.full && !column.at[lane]) continue;
+        // The next vector's columns: the hardware loses track of as many streams at every page.
+        if (column.full) __builtin_prefetch(column.at[lane] + kLanes * (column.at[1] - column.at[0]) + k);
+        std::memcpy(&rows[lane], column.at[lane] + k, sizeof rows[lane]);
+      }
       transpose<ComputeOf<E>>(rows);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) std::memcpy(dst + (k / kStep + i) * stride, &rows[i], sizeof rows[i]);
     }
-  } else if (count == kLanes && column_stride == 1 && kStep == 1) {
-    for (; k < depth; ++k) std::memcpy(dst + k * stride, src + k * k_stride, sizeof(typename S::V));
+  } else if (column.full && adjacent && kStep == 1) {
+    for (; k < depth; ++k) std::memcpy(dst + k * stride, column.at[0] + k * k_stride, sizeof(typename S::V));
   }
   for (; k < depth; ++k) {
     E* out = dst + k / kStep * stride + k % kStep;
-    for (int lane = 0; lane < kLanes; ++lane)
-      out[lane * kStep] = lane < count ? src[lane * column_stride + k * k_stride] : E{};
+    for (int lane = 0; lane < kLanes; ++lane) out[lane * kStep] = column.at[lane] ? column.at[lane][k * k_stride] : E{};
   }
   if (depth % kStep)
     for (int lane = 0; lane < kLanes; ++lane) dst[depth / kStep * stride + lane * kStep + 1] = E{};
@@ -277,18 +305,26 @@ void pack_panels(E* dst, const PanelShape<E>& shape, const Weight& weight, int64
   constexpr int kLanes = PanelShape<E>::kLanes;
   const int64_t column_stride = transposed ? weight.column_stride : weight.row_stride;
   const int64_t k_stride = transposed ? weight.row_stride : weight.column_stride;
+  const int64_t rest = shape.depth - leading;
   for (int64_t block = first; block < last; ++block) {
-    const int width = shape.vectors(block) * shape.gates;
+    const int width = shape.width(block);
+    const int64_t units = shape.columns_in(block), gate_stride = shape.gates > 1 ? shape.gate_stride(block) : units;
     const int64_t stride = int64_t(width) * kLanes * kPair<E>;
     for (int v = 0; v < width; ++v) {
-      const int64_t column = (shape.first_vector(block) + (shape.gates > 1 ? 0 : v)) * kLanes;
-      const int64_t gate = shape.gates > 1 ? v : 0;
-      const int count = int(std::min<int64_t>(kLanes, shape.columns - column));
-      const E* src = static_cast<const E*>(weight.data) + (gate * shape.columns + column) * column_stride;
+      Columns<E> from_start, from_rest;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int64_t gate = (v * kLanes + lane) / gate_stride, unit = (v * kLanes + lane) % gate_stride;
+        const bool inside = gate < shape.gates && unit < units;
+        const E* column = static_cast<const E*>(weight.data) +
+                          (gate * shape.columns + shape.first_column(block) + unit) * column_stride;
+        from_start.at[lane] = inside ? column : nullptr;
+        from_rest.at[lane] = inside ? column + rest * k_stride : nullptr;
+        from_start.full = from_rest.full = from_start.full && inside;
+      }
       E* out = dst + shape.offset(block) + int64_t(v) * kLanes * kPair<E>;
-      const int64_t rest = shape.depth - leading;
-      if (leading) pack_vector<E>(out, stride, src + rest * k_stride, column_stride, k_stride, leading, count);
-      pack_vector<E>(out + leading * stride, stride, src, column_stride, k_stride, rest, count);
+      const bool adjacent = column_stride == 1 && shape.gates == 1;
+      if (leading) pack_vector<E>(out, stride, from_rest, adjacent, k_stride, leading);
+      pack_vector<E>(out + leading * stride, stride, from_start, adjacent, k_stride, rest);
     }
   }
 }

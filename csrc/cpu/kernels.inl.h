@@ -30,6 +30,7 @@ namespace rnnfast::RNNFAST_ISA {
 #include "vec.h"
 #include "gemm.inl.h"
 #include "direct.inl.h"
+#include "plan.inl.h"
 #include "forward.inl.h"
 #include "outer_sum.inl.h"
 #include "backward.inl.h"

@@ -105,7 +105,7 @@ class OuterSum {
     const PanelShape<T> shape{product.columns, depth};
     V acc[kAccumulators];
     for (int64_t block = 0; block < shape.blocks(); ++block) {
-      const int width = shape.vectors(block);
+      const int width = shape.width(block);
       const int64_t column = shape.first_vector(block) * kLanes;
       const int64_t wanted = std::min<int64_t>(width * kLanes, product.columns - column);
       for (int64_t k = 0; k < depth; ++k) {

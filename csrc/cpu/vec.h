@@ -21,7 +21,7 @@ struct Simd {
     return v;
   }
   static RNNFAST_INLINE void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
-  static RNNFAST_INLINE V set(T x) { return V{} + x; }
+  static RNNFAST_INLINE V set(T x) { return x - V{}; }  // x - 0 is x for -0 too, so no instruction is left of it
   static RNNFAST_INLINE V zero() { return V{}; }
   static RNNFAST_INLINE V one() { return set(T(1)); }
 

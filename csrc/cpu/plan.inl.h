@@ -1,0 +1,64 @@
+// The plan of one forward call: its threads, and in which form each product reads its weights.
+
+// A chunk of W_ih x should stay in L2 beside the weights (1 MiB on Zen 4) and yet hold several full tiles of rows.
+constexpr int64_t kChunkBytes = 256 * 1024;
+constexpr int64_t kChunkTiles = 4;
+
+// Up to this many rows in all the weights are read in place: packing them costs as much as reading them for 4 to 6
+// rows; more where they exceed L2 and packing waits for memory (measured on Zen 4, H 64 to 512).
+constexpr int64_t kInPlaceRows = 4, kInPlaceRowsLarge = 8;
+constexpr int64_t kLargeWeights = 1 << 20;  // bytes
+
+// Where both weights fit in L2 together, a tile multiplies x and h one after the other and W_ih x never goes through
+// memory (LSTM and RNN; GRU's n keeps them apart). From 3 rows on: with fewer, many rows of x at once make better
+// tiles.
+constexpr int64_t kAtStepBytes = 768 * 1024;
+constexpr int64_t kAtStepRows = 3;
+
+enum class InputProduct {
+  kAhead,  // W_ih x of a chunk of steps, from packed weights
+  // Of all steps, each block of the weights packed just before it multiplies them. Where there are no more rows than I,
+  // W_ih x takes no more memory than the packed weight would (LSTM, H 512, B 1, T 100: packing 1.7 -> 0.75 ms a call).
+  kInPassing,
+  kInPlace,  // of a chunk, from the unpacked weights; so are the other products then
+  kAtStep,   // within the step, in the tile that multiplies h
+};
+
+struct ForwardPlan {
+  ThreadGrid grid;
+  InputProduct input;
+  bool even_rows;  // the rows of a slice are evenly spaced across time steps: W_ih x is one product per chunk
+};
+
+template <class E, class C>
+ForwardPlan make_plan(const ForwardCall<E, C>& call) {
+  const LayerShape& shape = call.shape;
+  const Schedule& schedule = *call.schedule;
+  const int64_t output_size = shape.output_size(), gate_rows = shape.gate_rows();
+  const int64_t unit_blocks = PanelShape<E>{shape.hidden_size, output_size, gate_count(shape.cell)}.blocks();
+  const double flops = 2. * schedule.total * shape.directions * gate_rows * (shape.input_size + output_size);
+  ForwardPlan plan;
+  plan.grid = make_grid(call.threads, shape.directions, schedule.batch, unit_blocks, flops);
+  const bool padded = schedule.total == schedule.steps * schedule.batch;
+  plan.even_rows = plan.grid.slices == 1 || (padded && schedule.batch % plan.grid.slices == 0);
+
+  bool rows_contiguous = true;  // what in-place products need
+  for (int d = 0; d < shape.directions; ++d) {
+    const DirectionWeights& weights = call.direction[d].weights;
+    rows_contiguous = rows_contiguous && weights.ih.column_stride == 1 && weights.hh.column_stride == 1 &&
+                      (!shape.proj_size || weights.hr.column_stride == 1);
+  }
+  const int64_t input_bytes = gate_rows * shape.input_size * int64_t(sizeof(E));
+  const int64_t hidden_bytes = gate_rows * output_size * int64_t(sizeof(E));
+  const int64_t bytes = input_bytes + hidden_bytes;
+  const bool in_place = rows_contiguous && schedule.total <= (bytes > kLargeWeights ? kInPlaceRowsLarge : kInPlaceRows);
+  if (in_place)
+    plan.input = InputProduct::kInPlace;
+  else if (shape.cell != Cell::kGru && bytes <= kAtStepBytes && schedule.batch / plan.grid.slices >= kAtStepRows)
+    plan.input = InputProduct::kAtStep;
+  else if (plan.grid.slices == 1 && schedule.total <= shape.input_size)
+    plan.input = InputProduct::kInPassing;
+  else
+    plan.input = InputProduct::kAhead;
+  return plan;
+}
