@@ -1,4 +1,4 @@
-"""NaN and infinity stay where they are, extreme numbers do as in torch, long sequences, empty things, flat memory."""
+"""NaN and infinity stay where they are, extreme numbers do as in torch, empty things, flat memory."""
 
 from __future__ import annotations
 
@@ -123,18 +123,6 @@ def test_activations_over_the_whole_range(cell):
     assert ((actual - truth).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_very_long_sequence(cell):
-    case = Case(cell, T=20000, B=2, I=3, H=7)
-    data, results = harness.Data(case), []
-    states = [data.hx, data.cx][: 2 if cell == "lstm" else 1]
-    for package in (torch.nn, rnnfast):
-        with rnnfast.backend("aten" if package is torch.nn else "cpu", strict=True):
-            results.append(run(harness.make_module(package, case), cell, data.input, states, data.grads["output"]))
-    for expected, actual in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
-
-
 @pytest.mark.parametrize(("cell", "proj"), KINDS, ids=str)
 def test_all_lengths_zero(cell, proj):
     """Nothing runs: output 0, states passed through, gradients 0 except the states' own."""
@@ -207,7 +195,7 @@ def test_memory_stays_flat(threads):
     with num_threads(threads), rnnfast.backend("cpu", strict=True):
         random_calls(500, seed=0)
         before = resident_bytes()
-        random_calls(2000, seed=1)
+        random_calls(10_000, seed=1)
         assert resident_bytes() - before < 16 * 2**20
 
 
