@@ -2,10 +2,10 @@
 //
 // Shapes      input [rows, I], output [rows, D * Hout]; h lives in two buffers [B, Hout] (read one, write the other),
 //             zero-padded to whole pairs for bfloat16; c in one [B, H], updated in place.
-// Who owns    a thread owns a slice of the batch (sequences slice, slice + slices, ...: ragged batches stay balanced)
-// and what        a part of the hidden units. It computes W_ih x for its own units a chunk of time steps ahead, which
-// needs
-//             no barrier, and then runs the steps of that chunk.
+// Who owns    a thread owns a slice of the batch (sequences slice, slice + slices, ...: ragged batches stay balanced) and
+// what        a part of the hidden units. It computes W_ih x for its own units a chunk of time steps ahead, which needs
+//             no barrier, and then runs the steps of that chunk. If other programs hold the cores, one thread of a slice
+//             goes on alone (team.h, Retreat).
 // Sync        one barrier per step among the threads of a slice, two with a projection; none if a slice has one thread.
 // Saved       activated gates and c, when the call asks for them; csrc/README.md lists the planes.
 // Limits      the weights are packed at every call (a stale copy cannot exist; calls of few rows read them in place)
@@ -64,10 +64,10 @@ class Forward {
     int d, slice, unit;
     Range blocks;  // of hidden units
     E* panel;      // one block of W_ih, where it is packed in passing
-    C* ahead;      // [rows of a chunk, ahead_stride] W_ih x + bias for those units
-    int64_t ahead_stride;
+    C* ahead;      // [rows of a chunk, ahead_stride_] W_ih x + bias, of all units of the slice
     int64_t* start;  // [steps of a chunk + 1] first row in `ahead` of each time
     Barrier barrier;
+    Retreat retreat;
   };
 
   void lay_out_memory() {
@@ -99,8 +99,9 @@ class Forward {
       block_size_ = kMaxVectors * kLanes * input_panels_.padded_depth();
       panel_ = workspace_.take<E>(block_size_ * grid_.size());
     }
-    ahead_size_ = std::min(chunk_rows_ + step_rows, schedule_.steps * step_rows) * stride;
-    ahead_ = workspace_.take<C>(ahead_size_ * grid_.size() + kLanes);  // dense blocks are read past their end
+    ahead_stride_ = hidden_panels_.position(hidden_panels_.blocks());
+    ahead_size_ = std::min(chunk_rows_ + step_rows, schedule_.steps * step_rows) * ahead_stride_;
+    ahead_ = workspace_.take<C>(ahead_size_ * grid_.directions * grid_.slices + kLanes);  // dense blocks are read past their end
   }
 
   void run_thread(int thread) {
@@ -113,10 +114,10 @@ class Forward {
                           place.unit,
                           blocks,
                           panel_ + thread * block_size_,
-                          ahead_ + thread * ahead_size_,
-                          panel_width(blocks.first, blocks.last),
+                          ahead_ + (place.team * grid_.slices + place.slice) * ahead_size_,
                           start_ + thread * (schedule_.steps + 1),
-                          barriers_.slice(place)};
+                          barriers_.slice(place),
+                          barriers_.retreat_of(place)};
       prepare(member);
       barriers_.team(place).wait(place.rank);
       run_steps(member);
@@ -179,10 +180,11 @@ class Forward {
     }
   }
 
-  void run_steps(const Member& member) {
+  void run_steps(Member member) {
     int64_t* const start = member.start;
     const bool at_step = plan_.input == InputProduct::kAtStep;
     for (int64_t step = 0; at_step && step < schedule_.steps; ++step) {
+      if (!takes_part(member, step)) return;
       const int64_t t = time_of(schedule_, member.d, step);
       run_step(member, step, t, nullptr, rows_at(schedule_, t, member.slice, grid_.slices));
     }
@@ -194,12 +196,22 @@ class Forward {
       start[0] = 0;
       for (int64_t i = 0; i < end - step; ++i)
         start[i + 1] = start[i] + rows_at(schedule_, low + i, member.slice, grid_.slices);
+      if (!takes_part(member, step)) return;
       project_input(member, low, end - step);
       for (; step < end; ++step) {
+        if (!takes_part(member, step)) return;
         const int64_t t = time_of(schedule_, member.d, step), i = t - low;
-        run_step(member, step, t, member.ahead + start[i] * member.ahead_stride, start[i + 1] - start[i]);
+        run_step(member, step, t, member.ahead + start[i] * ahead_stride_, start[i + 1] - start[i]);
       }
     }
+  }
+
+  // False if unit 0 does the rest of the steps without this thread, whose part of this chunk's `ahead` is there already.
+  bool takes_part(Member& member, int64_t step) const {
+    if (grid_.units == 1 || !member.retreat.alone(step, member.unit)) return true;
+    member.blocks = {0, hidden_panels_.blocks()};
+    member.barrier = Barrier(nullptr, 1);
+    return member.unit == 0;
   }
 
   // ahead = W_ih x + bias for `times` time steps from `low` on, this thread's units and rows.
@@ -216,7 +228,7 @@ class Forward {
         const Operand<E> x{call_.input + (schedule_.offset[low + i] + member.slice) * call_.input_stride,
                            grid_.slices * call_.input_stride};
         const int64_t rows = member.start[i + times_each] - member.start[i];
-        C* out = member.ahead + member.start[i] * member.ahead_stride + panel_width(member.blocks.first, block);
+        C* out = member.ahead + member.start[i] * ahead_stride_ + input_panels_.position(block);
         project_block(member, block, panel, x, rows, out);
       }
     }
@@ -244,17 +256,17 @@ class Forward {
       product(acc, input_panels_, block, count, x.from_row(first), panel, weights.ih);
       for (int m = 0; m < count; ++m)
         for (int v = 0; v < width; ++v)
-          S::store(out + (first + m) * member.ahead_stride + v * kLanes,
+          S::store(out + (first + m) * ahead_stride_ + v * kLanes,
                    acc[m * width + v] + S::load(bias + v * kLanes));
     });
   }
 
   void run_step(const Member& member, int64_t step, int64_t t, const C* ahead, int64_t rows) {
     for (int64_t block = member.blocks.first; block < member.blocks.last; ++block)
-      step_block(member, step, t, block, ahead + panel_width(member.blocks.first, block), rows);
+      step_block(member, step, t, block, ahead + hidden_panels_.position(block), rows);
     if (shape_.proj_size) {
       member.barrier.wait(member.unit);
-      const Range blocks = part_of(proj_panels_.blocks(), member.unit, grid_.units);
+      const Range blocks = part_of(proj_panels_.blocks(), member.unit, member.barrier.size());
       for (int64_t block = blocks.first; block < blocks.last; ++block) proj_block(member, step, t, block, rows);
     }
     member.barrier.wait(member.unit);
@@ -288,7 +300,7 @@ class Forward {
         const int64_t unit = hidden_panels_.first_column(block) + v * kLanes;
         const int units = int(std::min<int64_t>(kLanes, shape_.hidden_size - unit));
         // At its step, only the bias is left to add, the same for every row.
-        const C* rest = at_step ? state.bias + hidden_panels_.position(block) : ahead + finished * member.ahead_stride;
+        const C* rest = at_step ? state.bias + hidden_panels_.position(block) : ahead + finished * ahead_stride_;
         const Tile tile{finished,
                         int(end - finished),
                         unit,
@@ -296,7 +308,7 @@ class Forward {
                         reinterpret_cast<const C*>(acc + v),
                         width * kLanes,
                         rest + v * kLanes,
-                        at_step ? 0 : member.ahead_stride,
+                        at_step ? 0 : ahead_stride_,
                         gate_stride};
         const bool save = call_.direction[member.d].gates;
         if (units == kLanes)
@@ -458,7 +470,7 @@ class Forward {
   Barriers barriers_{};
   int64_t* start_ = nullptr;
   State state_[2];
-  int64_t hidden_stride_ = 0, raw_stride_ = 0, chunk_rows_ = 0, ahead_size_ = 0;
+  int64_t hidden_stride_ = 0, raw_stride_ = 0, chunk_rows_ = 0, ahead_stride_ = 0, ahead_size_ = 0;
   C* ahead_ = nullptr;
   E* panel_ = nullptr;
   int64_t block_size_ = 0;

@@ -3,6 +3,7 @@
 // shared (weak) symbol, or the linker could keep this copy for older machines: no std containers, all headers inside.
 #include <omp.h>
 #include <sched.h>
+#include <time.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif

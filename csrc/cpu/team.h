@@ -23,6 +23,35 @@ inline Place place_of(const ThreadGrid& grid, int thread) {
   return {thread / grid.team(), rank, rank / grid.units, rank % grid.units};
 }
 
+// What to do when other programs hold the cores. A thread that must wait at every step for one that has lost its core
+// advances one step per time slice (milliseconds, where a step takes microseconds). So a wait that long is remembered:
+// the team leaves its unit split at the next step, and calls of the near future do not begin one.
+class Contention {
+ public:
+  static constexpr int64_t kLongWait = 1'000'000;  // ns: many times the imbalance of any step, less than a time slice
+
+  static bool recent() { return now() < until_.load(std::memory_order_relaxed); }
+  static int64_t events() { return events_.load(std::memory_order_relaxed); }
+  static int64_t now() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1'000'000'000 + time.tv_nsec;
+  }
+  static void note() {
+    const int64_t time = now(), until = until_.load(std::memory_order_relaxed);
+    if (time < until) return;
+    // Soon after the last one: so the cores stay busy, and each new trial costs a few time slices.
+    const int64_t period = time - until < period_ ? std::min(2 * period_, kLongest) : kShortest;
+    period_.store(period, std::memory_order_relaxed);
+    until_.store(time + period, std::memory_order_relaxed);
+    events_.fetch_add(1, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int64_t kShortest = 100'000'000, kLongest = 10'000'000'000;  // ns
+  static inline std::atomic<int64_t> until_{0}, period_{kShortest}, events_{0};
+};
+
 inline ThreadGrid make_grid(int threads, int64_t directions, int64_t batch, int64_t unit_blocks, double flops) {
   ThreadGrid grid;
   int available = static_cast<int>(std::clamp<double>(flops / kFlopsPerThread, 1, threads));
@@ -32,6 +61,7 @@ inline ThreadGrid make_grid(int threads, int64_t directions, int64_t batch, int6
   }
   grid.slices = static_cast<int>(std::clamp<int64_t>(batch / kRowsPerThread, 1, available));
   grid.units = static_cast<int>(std::clamp<int64_t>(available / grid.slices, 1, unit_blocks));
+  if (grid.units > 1 && Contention::recent()) grid.units = 1;
   return grid;
 }
 
@@ -44,16 +74,22 @@ class Barrier {
 
   Barrier(Flag* flags, int size) : flags_(flags), size_(size) {}
 
+  int size() const { return size_; }
+
   void wait(int me) const {
     if (size_ == 1) return;
     const int64_t phase = flags_[me].phase.load(std::memory_order_relaxed) + 1;
     flags_[me].phase.store(phase, std::memory_order_release);
+    int64_t since = 0;
     for (int other = 0; other < size_; ++other) {
       int spins = 0;
       while (flags_[other].phase.load(std::memory_order_acquire) < phase) {
-        if (++spins > kSpins) sched_yield();
+        if (++spins <= kSpins) continue;
+        if (!since) since = Contention::now();
+        sched_yield();
       }
     }
+    if (since && Contention::now() - since > Contention::kLongWait) Contention::note();
   }
 
  private:
@@ -80,6 +116,30 @@ bool run_team(int threads, Body&& body) {
   return complete;
 }
 
+// Whether a slice has given up its unit split: unit 0 then does all of it, from a step on that all units know in time.
+class Retreat {
+ public:
+  struct alignas(128) Step {
+    std::atomic<int64_t> from;
+  };
+
+  explicit Retreat(Step* step) : step_(step), events_(Contention::events()) {}
+
+  // Asked by every unit before `step`; the barrier at the end of each step makes unit 0's decision known for the next.
+  bool alone(int64_t step, int unit) const {
+    const int64_t from = step_->from.load(std::memory_order_relaxed);
+    if (unit == 0 && from == kNever && Contention::events() != events_)
+      step_->from.store(step + 1, std::memory_order_relaxed);
+    return step >= from;
+  }
+
+  static constexpr int64_t kNever = INT64_MAX;
+
+ private:
+  Step* step_;
+  int64_t events_;
+};
+
 // The part of `count` items that belongs to `part` of `parts`.
 struct Range {
   int64_t first, last;
@@ -91,19 +151,24 @@ inline Range part_of(int64_t count, int64_t part, int64_t parts) {
 // The barriers of a grid: among all threads, those of a direction, those of one of its slices.
 struct Barriers {
   ThreadGrid grid;
-  Barrier::Flag* flags;  // [3, grid.size()]
+  Barrier::Flag* flags;    // [3, grid.size()]
+  Retreat::Step* retreat;  // [directions, slices]
 
   Barrier all() const { return {flags, grid.size()}; }
   Barrier team(const Place& place) const { return {flags + grid.size() + place.team * grid.team(), grid.team()}; }
   Barrier slice(const Place& place) const {
     return {flags + 2 * grid.size() + place.team * grid.team() + place.slice * grid.units, grid.units};
   }
+  Retreat retreat_of(const Place& place) const { return Retreat(retreat + place.team * grid.slices + place.slice); }
 };
 
 inline Barriers make_barriers(const ThreadGrid& grid, Workspace& workspace) {
   Barrier::Flag* flags = workspace.take<Barrier::Flag>(3 * grid.size());
   if (flags) std::memset(static_cast<void*>(flags), 0, 3 * grid.size() * sizeof *flags);
-  return {grid, flags};
+  const int slices = grid.directions * grid.slices;
+  Retreat::Step* retreat = workspace.take<Retreat::Step>(slices);
+  for (int slice = 0; retreat && slice < slices; ++slice) retreat[slice].from = Retreat::kNever;
+  return {grid, flags, retreat};
 }
 
 // Rows of time t that belong to a slice: sequences slice, slice + slices, ...
