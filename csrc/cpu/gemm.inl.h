@@ -28,6 +28,11 @@ using ComputeOf = std::conditional_t<std::is_same_v<E, BFloat16>, float, E>;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+template <class E>
+int64_t whole_pairs(int64_t count) {
+  return ceil_div(count, kPair<E>) * kPair<E>;
+}
+
 inline float widen(BFloat16 x) {
   const uint32_t bits = uint32_t(x.bits) << 16;
   float value;
@@ -76,6 +81,16 @@ struct Io<BFloat16> {
 };
 #endif
 
+// to[i] = {even[i], odd[i]} for the first `count` i of a vector, zero behind them; odd null: zero.
+#if defined(__AVX512BF16__)
+RNNFAST_INLINE void interleave(BFloat16* to, const BFloat16* even, const BFloat16* odd, int count) {
+  const __mmask16 mask = __mmask16((1u << count) - 1);
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd ? mask : 0, odd));
+  _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+#endif
+
 // Runs body(first row, rows) over `rows` rows in nearly equal groups of at most `limit`: a last group of one row would
 // run at the speed of the weight stream.
 template <class Body>
@@ -87,7 +102,7 @@ RNNFAST_INLINE void for_row_tiles(int64_t rows, int limit, Body&& body) {
   }
 }
 
-// A[row, k] = a[row * row_stride + k * k_stride]; k_stride other than 1 only for full-precision elements.
+// A[row, k] = data[row * row_stride + k * k_stride], and for bfloat16 so for even k, with the odd k right behind it.
 template <class E>
 struct Operand {
   const E* data;
@@ -111,7 +126,7 @@ RNNFAST_INLINE void multiply_add(typename Simd<ComputeOf<E>>::V (&acc)[MB][NV], 
 #pragma GCC unroll 16
     for (int m = 0; m < MB; ++m) {
       int32_t pair;
-      std::memcpy(&pair, a.data + m * a.row_stride + k, sizeof pair);
+      std::memcpy(&pair, a.data + m * a.row_stride + k * a.k_stride, sizeof pair);
       const __m512bh broadcast = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) acc[m][v] = (V)_mm512_dpbf16_ps((__m512)acc[m][v], broadcast, weight[v]);
@@ -203,7 +218,7 @@ struct PanelShape {
   int64_t depth;    // k
   int gates = 1;
 
-  int64_t padded_depth() const { return ceil_div(depth, kPair<E>) * kPair<E>; }
+  int64_t padded_depth() const { return whole_pairs<E>(depth); }
   int64_t column_vectors() const { return ceil_div(columns, kLanes); }
   int64_t blocks() const { return gates > 1 ? column_vectors() : ceil_div(column_vectors(), kMaxVectors); }
   // First vector of columns of a block; blocks are cut evenly (5 vectors: 3 + 2).
@@ -257,8 +272,14 @@ void pack_vector(E* dst, int64_t stride, const E* src, int64_t column_stride, in
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) std::memcpy(dst + (k / kStep + i) * stride, &rows[i], sizeof rows[i]);
     }
-  } else if (count == kLanes && column_stride == 1 && kStep == 1) {
-    for (; k < depth; ++k) std::memcpy(dst + k * stride, src + k * k_stride, sizeof(typename S::V));
+  } else if (column_stride == 1) {
+    if constexpr (kStep == 2) {
+      for (; k < depth; k += 2)
+        interleave(dst + k / 2 * stride, src + k * k_stride, k + 1 < depth ? src + (k + 1) * k_stride : nullptr, count);
+      return;
+    } else if (count == kLanes) {
+      for (; k < depth; ++k) std::memcpy(dst + k * stride, src + k * k_stride, sizeof(typename S::V));
+    }
   }
   for (; k < depth; ++k) {
     E* out = dst + k / kStep * stride + k % kStep;
@@ -269,14 +290,10 @@ void pack_vector(E* dst, int64_t stride, const E* src, int64_t column_stride, in
     for (int lane = 0; lane < kLanes; ++lane) dst[depth / kStep * stride + lane * kStep + 1] = E{};
 }
 
-// Packs the blocks [first, last) of a weight [gates * columns, depth], or of its transpose, whose columns are the
-// weight's columns and whose k are its rows, the last `leading` of them first (leading > 0 only in full precision).
+// Packs the blocks [first, last) of a weight [gates * columns, depth].
 template <class E>
-void pack_panels(E* dst, const PanelShape<E>& shape, const Weight& weight, int64_t first, int64_t last,
-                 bool transposed = false, int64_t leading = 0) {
+void pack_panels(E* dst, const PanelShape<E>& shape, const Weight& weight, int64_t first, int64_t last) {
   constexpr int kLanes = PanelShape<E>::kLanes;
-  const int64_t column_stride = transposed ? weight.column_stride : weight.row_stride;
-  const int64_t k_stride = transposed ? weight.row_stride : weight.column_stride;
   for (int64_t block = first; block < last; ++block) {
     const int width = shape.vectors(block) * shape.gates;
     const int64_t stride = int64_t(width) * kLanes * kPair<E>;
@@ -284,11 +301,31 @@ void pack_panels(E* dst, const PanelShape<E>& shape, const Weight& weight, int64
       const int64_t column = (shape.first_vector(block) + (shape.gates > 1 ? 0 : v)) * kLanes;
       const int64_t gate = shape.gates > 1 ? v : 0;
       const int count = int(std::min<int64_t>(kLanes, shape.columns - column));
-      const E* src = static_cast<const E*>(weight.data) + (gate * shape.columns + column) * column_stride;
+      const E* src = static_cast<const E*>(weight.data) + (gate * shape.columns + column) * weight.row_stride;
       E* out = dst + shape.offset(block) + int64_t(v) * kLanes * kPair<E>;
-      const int64_t rest = shape.depth - leading;
-      if (leading) pack_vector<E>(out, stride, src + rest * k_stride, column_stride, k_stride, leading, count);
-      pack_vector<E>(out + leading * stride, stride, src, column_stride, k_stride, rest, count);
+      pack_vector<E>(out, stride, src, weight.row_stride, weight.column_stride, shape.depth, count);
+    }
+  }
+}
+
+// Packs the blocks [first, last) of the transpose of a weight [gates * size, columns]: k are its rows, gate `leading`
+// first and each gate padded to whole pairs.
+template <class E>
+void pack_transposed(E* dst, const PanelShape<E>& shape, const Weight& weight, int gates, int64_t size, int leading,
+                     int64_t first, int64_t last) {
+  constexpr int kLanes = PanelShape<E>::kLanes;
+  for (int64_t block = first; block < last; ++block) {
+    const int width = shape.vectors(block);
+    const int64_t stride = int64_t(width) * kLanes * kPair<E>;
+    for (int v = 0; v < width; ++v) {
+      const int64_t column = (shape.first_vector(block) + v) * kLanes;
+      const int count = int(std::min<int64_t>(kLanes, shape.columns - column));
+      E* out = dst + shape.offset(block) + int64_t(v) * kLanes * kPair<E>;
+      for (int gate = 0; gate < gates; ++gate, out += ceil_div(size, kPair<E>) * stride) {
+        const int64_t row = (gate + leading) % gates * size;
+        const E* src = static_cast<const E*>(weight.data) + row * weight.row_stride + column * weight.column_stride;
+        pack_vector<E>(out, stride, src, weight.column_stride, weight.row_stride, size, count);
+      }
     }
   }
 }
