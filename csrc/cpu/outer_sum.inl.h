@@ -23,7 +23,7 @@ class OuterSum {
   using V = typename S::V;
   static constexpr int kLanes = S::kLanes;
   // One chain of additions (kChainDepth): each block of rows costs a pass over the result, so fewer rows were slower.
-  static constexpr int64_t kDepth = 256 * kPair<E>;
+  static constexpr int64_t kDepth = (kPair<E> == 2 ? 1024 : 256);
   // Rows packed at a time: their cache lines and pages serve all tiles. Also the rows of a bias gradient summed in one
   // chain: 16 of them, then the 16 chunks of a block, then the blocks, for sums as careful as torch's.
   static constexpr int64_t kChunk = 16;
@@ -153,6 +153,9 @@ class OuterSum {
         else
           sums = partial + gate * unit_count() * product.columns + column;
         for_row_tiles(unit_count(), kTileRows, [&](int64_t first, int count) {
+          // The result is far larger than L2: its lines arrive while the tile multiplies.
+          for (int m = 0; m < count && !is_first; ++m)
+            for (int64_t i = 0; i < wanted; i += kLanes) __builtin_prefetch(sums + (first + m) * product.columns + i, 1);
           multiply<E>(acc, width, count, Operand<E>{tile, kPair<E>, count}, shape.padded_depth(), panel_);
           tile += kTileSize;
           for (int m = 0; m < count; ++m) {
