@@ -317,7 +317,7 @@ class Backward {
     const E* const initial_h = direction.hx + tile.column;
     const E* const initial_c = kCell == Cell::kLstm ? direction.cx + tile.column : nullptr;
     const C* const cells = kCell == Cell::kLstm ? direction.cells + tile.column : nullptr;
-    const C* gates = kCell == Cell::kRnn ? nullptr : direction.gates + row * saved_planes(kCell) * hidden + tile.column;
+    const E* gates = kCell == Cell::kRnn ? nullptr : direction.gates + row * saved_planes(kCell) * hidden + tile.column;
     E* dgates = state.dgates + row * kPlanes * plane + tile.column;
     C* carry = kCell == Cell::kRnn ? nullptr : state.carry + first * hidden + tile.column;
     E* raw = projected ? state.raw + row * hidden + tile.column : nullptr;

@@ -51,7 +51,7 @@ struct ForwardDirection {
   const Storage* cx;  // [B, H], LSTM
   Storage* h_n;       // [B, output_size]
   Storage* c_n;       // [B, H], LSTM
-  Compute* gates;     // [rows, saved_planes * H], or null: nothing is saved
+  Storage* gates;     // [rows, saved_planes * H], or null: nothing is saved
   Compute* cells;     // [rows, H], LSTM, or null
 };
 
@@ -73,7 +73,7 @@ struct BackwardDirection {
   const Storage* grad_c_n;  // [B, H], or null: zero
   const Storage* hx;
   const Storage* cx;
-  const Compute* gates;
+  const Storage* gates;
   const Compute* cells;
   Storage* grad_hx;
   Storage* grad_cx;

@@ -1,7 +1,7 @@
 // One layer on the CPU: check, lay out rows, allocate, call the kernels of the chosen instruction set.
 //
-// 16-bit tensors: bfloat16 is multiplied as such where the machine can (dpbf16ps), with sums, saved gates and c in
-// float32; everything else is computed in float32 from converted copies, and results are rounded once at the end.
+// 16-bit tensors: bfloat16 is multiplied as such where the machine can (dpbf16ps), with sums and c in float32;
+// everything else is computed in float32 from converted copies, and results are rounded once at the end.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -22,7 +22,7 @@ using torch::headeronly::ScalarType;
 
 bool is_half(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
 
-// The dtype of sums, activations and saved tensors.
+// The dtype of sums, activations and c.
 ScalarType compute_type(const Tensor& input) {
   const ScalarType type = input.scalar_type();
   STD_TORCH_CHECK(is_half(type) || type == ScalarType::Float || type == ScalarType::Double,
@@ -100,7 +100,7 @@ void run_forward(void (*kernel)(const ForwardCall<E, C>&), const LayerShape& sha
       direction.c_n = write<E>(result.c_n, cells);
     }
     if (!result.saved.empty()) {
-      direction.gates = write<C>(result.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
+      direction.gates = write<E>(result.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
       if (cx) direction.cells = write<C>(result.saved[1], d * sizes.rows * shape.hidden_size);
     }
   }
@@ -141,14 +141,14 @@ Forward forward_layer(Cell cell, bool relu, const Tensor& input, const Tensor& h
     result.c_n = torch::stable::new_empty(c, {sizes.directions, schedule.batch, sizes.hidden_size});
   }
   if (save && cell != Cell::kRnn) {
-    const auto add_saved = [&](int64_t width) {
+    const auto add_saved = [&](int64_t width, ScalarType dtype) {
       const std::vector<int64_t> size = {sizes.directions, sizes.rows, width};
       // With lengths fewer rows are written than the shape (which must not depend on their values) has.
-      result.saved.push_back(rows.sorted() ? torch::stable::new_zeros(x, size, wide)
-                                           : torch::stable::new_empty(x, size, wide));
+      result.saved.push_back(rows.sorted() ? torch::stable::new_zeros(x, size, dtype)
+                                           : torch::stable::new_empty(x, size, dtype));
     };
-    add_saved(saved_planes(cell) * sizes.hidden_size);
-    if (cx) add_saved(sizes.hidden_size);
+    add_saved(saved_planes(cell) * sizes.hidden_size, storage);
+    if (cx) add_saved(sizes.hidden_size, wide);
   }
 
   const LayerShape shape = shape_of(cell, relu, sizes);
@@ -171,6 +171,7 @@ Forward forward_layer(Cell cell, bool relu, const Tensor& input, const Tensor& h
   result.output = restored(result.output, type);
   result.h_n = restored(result.h_n, type);
   if (cx) result.c_n = restored(result.c_n, type);
+  if (!result.saved.empty()) result.saved[0] = restored(result.saved[0], type);
   return result;
 }
 
@@ -209,7 +210,7 @@ void run_backward(void (*kernel)(const BackwardCall<E, C>&), const LayerShape& s
       direction.cells = read<C>(tensors.saved[1], d * sizes.rows * shape.hidden_size);
     }
     if (shape.cell != Cell::kRnn)
-      direction.gates = read<C>(tensors.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
+      direction.gates = read<E>(tensors.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
     if (!need_grad_weights) continue;
     const Tensor* const own = result.weights.data() + d * sizes.weights_per_direction;
     direction.grad_weight_ih = write<E>(own[0]);
@@ -246,8 +247,9 @@ void check_backward(Cell cell, const LayerSizes& sizes, const Tensor& input, con
   for (size_t i = 0; i < expected; ++i) {
     const Name name{"saved", int64_t(i)};
     check_shape(saved[i], {sizes.directions, sizes.rows, (i ? 1 : saved_planes(cell)) * sizes.hidden_size}, name);
-    STD_TORCH_CHECK(saved[i].is_cpu() && saved[i].is_contiguous() && saved[i].scalar_type() == wide, name.str(),
-                    ": expected what forward returned");
+    STD_TORCH_CHECK(
+        saved[i].is_cpu() && saved[i].is_contiguous() && saved[i].scalar_type() == (i ? wide : input.scalar_type()),
+        name.str(), ": expected what forward returned");
   }
 }
 
@@ -285,6 +287,7 @@ Backward backward_layer(Cell cell, bool relu, const OptionalTensor& grad_output,
                           if_given(grad_c_n, in_order),
                           converted(weights, storage),
                           saved};
+  if (!saved.empty()) tensors.saved[0] = restored(saved[0], storage);
 
   Backward result;
   result.input = need_grad_input ? torch::stable::empty_like(tensors.input) : torch::stable::new_empty(input, {0});
