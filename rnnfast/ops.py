@@ -12,7 +12,7 @@ One operator is one layer with all its directions, input projection included. In
     output        [T, B, D*Hout] or [sum(batch_sizes), D*Hout], contiguous; h_n [D, B, Hout], c_n [D, B, H]
     saved         what `bwd` needs of `fwd`, private to the implementation of the device (see csrc/README.md)
 
-All floating tensors share one dtype (float32, float64, bfloat16, float16) and one device; `saved` is float32 for the
+All floating tensors share one dtype (float32, float64, bfloat16, float16) and one device; saved[1] is float32 for the
 16-bit types. `infer` saves nothing and may round otherwise than `fwd`. In `bwd` a gradient of None counts as zero;
 without need_grad_input, grad_input is empty, and without need_grad_weights each of grad_weights is. No output aliases
 an input. Wrong shapes, dtypes, devices or lengths raise RuntimeError before anything is computed.
@@ -54,8 +54,9 @@ def _define(cell: str, states: int, saved_widths: tuple[int, ...], flags: str = 
     def fake_fwd(input, *rest):
         rows = math.prod(input.shape[:-1])  # not Size.numel(), which would fix a dynamic T
         directions, _, hidden_size = rest[states - 1].shape  # of the last state: hx is narrower where projected
-        dtype = torch.float32 if input.dtype.itemsize == 2 else input.dtype
-        saved = [input.new_empty(directions, rows, width * hidden_size, dtype=dtype) for width in saved_widths]
+        wide = torch.float32 if input.dtype.itemsize == 2 else input.dtype
+        dtypes = zip(saved_widths, (input.dtype, wide), strict=False)
+        saved = [input.new_empty(directions, rows, width * hidden_size, dtype=dtype) for width, dtype in dtypes]
         return (*fake_infer(input, *rest), saved)
 
     def fake_bwd(*args):

@@ -67,31 +67,6 @@ def step_loses(cell: str, input: Tensor, hidden_size: int) -> str | None:
     return None
 
 
-_HAS_BF16_PRODUCTS = torch.cpu._is_avx512_bf16_supported()
-_BF16_TRAINING_BATCH = 8
-
-
-def training_loses(call: Call) -> str | None:
-    """Why torch's own operator is the faster for training this LSTM in bfloat16, or None; a request overrules it.
-
-    oneDNN's padded LSTM multiplies bfloat16 in training too, where our kernels compute in float32. Measured on one core
-    with AVX-512-BF16 (2026-11-21), H 32 to 512: ours is 1.4-1.7x at B=1, 0.8-1.2x at B=4, 0.6-0.9x at B=16 and 64. In a
-    compiled graph torch's operator would be unrolled over time, so ours stays there.
-    """
-    if call.cell != "lstm" or not _HAS_BF16_PRODUCTS or call.batch_sizes is not None or call.lengths is not None:
-        return None
-    low = autocast_dtype(call.input.device) or call.input.dtype
-    if low is not torch.bfloat16 or not call.input.is_cpu or requested() is not None or torch.compiler.is_compiling():
-        return None
-    if call.input.dim() != 3 or call.input.size(0 if call.batch_first else 1) < _BF16_TRAINING_BATCH:
-        return None
-    projected = call.weights[0].size(0) != 4 * call.weights[1].size(-1)
-    tensors = (call.input, *(call.states or ()), *call.weights)
-    if projected or not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
-        return None
-    return "an LSTM's training in bfloat16 with batches this large is faster in torch's own operator"
-
-
 def _cpu_refuses(call: Call) -> str | None:
     if call.input.device.type != "cpu":
         return f"it runs on CPU tensors, not on {call.input.device.type}"
@@ -170,7 +145,6 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
     torchs = only_torch()
     if call.step and not torchs:
         torchs = step_loses(call.cell, call.input, call.step)
-    torchs = torchs or training_loses(call)
     plain = request in (None, CPU.name) and passed_over is None and call.lengths is None
     plain = plain and not torch.compiler.is_compiling() and autocast_dtype(call.input.device) is None
     plain = plain and call.input.numel() > 0

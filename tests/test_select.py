@@ -90,21 +90,6 @@ def test_large_cells_run_the_kernel(kind, grad, backend):
         assert rnnfast.explain(module, torch.zeros(1, 512)).backend == backend
 
 
-def test_bfloat16_lstm_training_goes_to_torch_where_it_is_faster():
-    """Only with large batches, only the plain padded layer, only with gradients, and a request overrules it."""
-    module = rnnfast.LSTM(4, 6, dtype=torch.bfloat16)
-    faster = "aten" if torch.cpu._is_avx512_bf16_supported() else "cpu"
-    large, small = torch.zeros(3, 16, 4, dtype=torch.bfloat16), torch.zeros(3, 2, 4, dtype=torch.bfloat16)
-    assert rnnfast.explain(module, large).backend == faster
-    assert rnnfast.explain(module, small).backend == "cpu"
-    assert rnnfast.explain(rnnfast.LSTM(4, 6, proj_size=2, dtype=torch.bfloat16), large).backend == "cpu"
-    assert rnnfast.explain(rnnfast.GRU(4, 6, dtype=torch.bfloat16), large).backend == "cpu"
-    with rnnfast.backend("cpu"):
-        assert rnnfast.explain(module, large).backend == "cpu"
-    with torch.no_grad():
-        assert rnnfast.explain(module, large).backend == "cpu"
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_explain_runs_nothing(kind):
     ours, _ = twins(kind)

@@ -2,7 +2,8 @@
 //
 // Shapes      dgates [rows, grad_planes * H] gradients of the pre-activations (planes: csrc/README.md), dproj [rows, P]
 // of the
-//             projected h; dc, or GRU's share of dh that bypasses the gates, in one [B, H] updated in place.
+//             projected h; dc, or GRU's share of dh that bypasses the gates, in one [B, H] updated in place. For
+//             bfloat16 dgates and dproj are bfloat16 (each plane zero-padded to whole pairs), all sums float32.
 // Who owns    as in forward: a thread owns a slice of the batch and a part of the columns of dh, so the product
 // what        dh = dgates W_hh ends with whole vectors of dh in registers and the gate gradients follow at once.
 // Sync        one barrier per step among the threads of a slice (two with a projection); one among all threads before
@@ -11,25 +12,28 @@
 // Needs       the activated gates and c that forward saved, its output, input, hx, cx.
 // Limits      no atomics and a fixed order of every sum: results repeat bit for bit at a given number of threads.
 
-template <class T, Cell kCell>
+template <class E, Cell kCell>
 class Backward {
-  using S = Simd<T>;
+  using C = ComputeOf<E>;
+  using S = Simd<C>;
   using V = typename S::V;
   using Math = CellMath<S>;
   static constexpr int kLanes = S::kLanes;
-  static constexpr int kPlanes = grad_planes(kCell);
+  static constexpr int kPlanes = grad_planes(kCell), kGates = gate_count(kCell);
 
  public:
-  explicit Backward(const BackwardCall<T>& call)
+  explicit Backward(const BackwardCall<E, C>& call)
       : call_(call),
         shape_(call.shape),
         schedule_(*call.schedule),
         hidden_(shape_.hidden_size),
+        plane_(whole_pairs<E>(hidden_)),
+        proj_stride_(whole_pairs<E>(shape_.proj_size)),
         output_size_(shape_.output_size()),
         output_stride_(shape_.directions * output_size_),
-        hidden_panels_{output_size_, shape_.gate_rows()},
-        proj_panels_{hidden_, shape_.proj_size},
-        input_panels_{shape_.input_size, shape_.gate_rows()} {
+        hidden_panels_{output_size_, kGates * plane_},
+        proj_panels_{hidden_, proj_stride_},
+        input_panels_{shape_.input_size, kGates * plane_} {
     const double flops =
         6. * schedule_.total * shape_.directions * shape_.gate_rows() * (shape_.input_size + output_size_);
     grid_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(), flops);
@@ -45,49 +49,55 @@ class Backward {
 
  private:
   struct State {
-    T *hidden_panel, *proj_panel, *input_panel;
-    T* dgates;           // [rows, kPlanes * H]
-    T* dproj;            // [rows, P]
-    T* raw;              // [rows, H] o * tanh(c), for the gradient of W_hr
-    const T** previous;  // [rows] h before each step
+    E *hidden_panel, *proj_panel, *input_panel;
+    E* dgates;           // [rows, kPlanes * plane_]
+    E* dproj;            // [rows, proj_stride_]
+    E* raw;              // [rows, H] o * tanh(c), for the gradient of W_hr
+    const E** previous;  // [rows] h before each step
+    C* carry;            // [B, H] the gradient of the state that a step hands to the one before it, in place
   };
 
   struct Member {
     int d;
     Place place;
     Barrier barrier;
-    T* scratch;  // for the weight gradients
+    typename OuterSum<E>::Scratch scratch;  // for the weight gradients
   };
 
   void lay_out_memory() {
     barriers_ = make_barriers(grid_, workspace_);
     for (int d = 0; d < shape_.directions; ++d) {
       State& state = state_[d];
-      state.hidden_panel = workspace_.take<T>(hidden_panels_.size());
-      state.proj_panel = workspace_.take<T>(shape_.proj_size ? proj_panels_.size() : 0);
-      state.input_panel = workspace_.take<T>(call_.grad_input ? input_panels_.size() : 0);
-      state.dgates = workspace_.take<T>(schedule_.total * kPlanes * hidden_ + kMaxRows);  // OuterSum reads past the end
-      state.dproj = workspace_.take<T>(schedule_.total * shape_.proj_size + kMaxRows);
-      state.raw = workspace_.take<T>(shape_.proj_size ? schedule_.total * hidden_ : 0);
-      state.previous = workspace_.take<const T*>(schedule_.total);
-      // The gradient of the state that a step hands to the one before it, in place.
-      T* carry = workspace_.take<T>(kCell == Cell::kGru ? schedule_.batch * hidden_ : 0);
-      carry_[d] = kCell == Cell::kLstm ? call_.direction[d].grad_cx : carry;
+      state.hidden_panel = workspace_.take<E>(hidden_panels_.size());
+      state.proj_panel = workspace_.take<E>(shape_.proj_size ? proj_panels_.size() : 0);
+      state.input_panel = workspace_.take<E>(call_.grad_input ? input_panels_.size() : 0);
+      state.dgates = workspace_.take<E>(schedule_.total * kPlanes * plane_ + kMaxRows);  // OuterSum reads past the end
+      state.dproj = workspace_.take<E>(schedule_.total * proj_stride_ + kMaxRows);
+      state.raw = workspace_.take<E>(shape_.proj_size ? schedule_.total * hidden_ : 0);
+      state.previous = workspace_.take<const E*>(schedule_.total);
+      state.carry = workspace_.take<C>(kCell == Cell::kRnn ? 0 : schedule_.batch * hidden_);
     }
-    scratch_size_ = OuterSum<T>::scratch_size(kPlanes, ceil_div(hidden_, grid_.team()));
-    scratch_ = workspace_.take<T>(grid_.size() * scratch_size_);
+    // A thread's units, of the gates and of the projection, and the weights that they belong to.
+    const int64_t units = ceil_div(hidden_, grid_.team()), columns = shape_.input_size + output_size_;
+    const int64_t elements = std::max(kGates * units * columns, ceil_div(shape_.proj_size, grid_.team()) * hidden_);
+    packed_size_ = OuterSum<E>::packed_size(kPlanes, units);
+    sums_size_ = OuterSum<E>::sums_size(kPlanes, units, elements, schedule_.total);
+    packed_ = workspace_.take<E>(grid_.size() * packed_size_);
+    sums_ = workspace_.take<C>(grid_.size() * sums_size_);
   }
 
   void run_thread(int thread) {
     const Place place = place_of(grid_, thread);
     for (int d = 0; d < shape_.directions; ++d) {
       if (grid_.directions == 2 && d != place.team) continue;
-      const Member member{d, place, barriers_.slice(place), scratch_ + thread * scratch_size_};
+      const Member member{
+          d, place, barriers_.slice(place), {packed_ + thread * packed_size_, sums_ + thread * sums_size_}};
       prepare(member);
       barriers_.team(place).wait(place.rank);
       for (int64_t step = schedule_.steps - 1; step >= 0; --step) run_step(member, step);
       first_state(member);
       barriers_.team(place).wait(place.rank);
+      if (kCell == Cell::kLstm) store_grad_cx(member);
       if (call_.direction[d].grad_weight_ih) weight_gradients(member);
     }
     if (!call_.grad_input) return;
@@ -97,36 +107,51 @@ class Backward {
 
   // Packs this thread's part of the weights, notes where each row's previous h lies, sets up the carried gradients.
   void prepare(const Member& member) {
-    const BackwardDirection<T>& direction = call_.direction[member.d];
+    const BackwardDirection<E, C>& direction = call_.direction[member.d];
     State& state = state_[member.d];
     const int rank = member.place.rank, team = grid_.team();
     const Range hidden = part_of(hidden_panels_.blocks(), rank, team);
-    pack_panels(state.hidden_panel, hidden_panels_, direction.weights.hh, hidden.first, hidden.last, true);
+    pack_transposed(state.hidden_panel, hidden_panels_, direction.weights.hh, kGates, hidden_, 0, hidden.first,
+                    hidden.last);
     if (shape_.proj_size) {
       const Range proj = part_of(proj_panels_.blocks(), rank, team);
-      pack_panels(state.proj_panel, proj_panels_, direction.weights.hr, proj.first, proj.last, true);
+      pack_transposed(state.proj_panel, proj_panels_, direction.weights.hr, 1, shape_.proj_size, 0, proj.first,
+                      proj.last);
     }
     if (call_.grad_input) {
       const Range input = part_of(input_panels_.blocks(), rank, team);
       // In the order of the planes that multiply x: GRU's are n r z, the weight's rows r z n.
-      const int64_t n_rows = kCell == Cell::kGru ? hidden_ : 0;
-      pack_panels(state.input_panel, input_panels_, direction.weights.ih, input.first, input.last, true, n_rows);
+      pack_transposed(state.input_panel, input_panels_, direction.weights.ih, kGates, hidden_,
+                      kCell == Cell::kGru ? 2 : 0, input.first, input.last);
     }
     const Range steps = part_of(schedule_.steps, rank, team);
     for (int64_t step = steps.first; step < steps.last; ++step) {
       const int64_t t = time_of(schedule_, member.d, step);
-      for (int64_t b = 0; b < schedule_.count[t]; ++b)
-        state.previous[schedule_.offset[t] + b] =
+      for (int64_t b = 0; b < schedule_.count[t]; ++b) {
+        const int64_t row = schedule_.offset[t] + b;
+        state.previous[row] =
             continues(member.d, step, b)
                 ? call_.output + row_of(member.d, step - 1, b) * output_stride_ + member.d * output_size_
                 : direction.hx + b * output_size_;
+        for (int plane = 0; plane < kPlanes; ++plane)
+          for (int64_t unit = hidden_; unit < plane_; ++unit)
+            state.dgates[(row * kPlanes + plane) * plane_ + unit] = E{};
+        for (int64_t i = shape_.proj_size; i < proj_stride_; ++i) state.dproj[row * proj_stride_ + i] = E{};
+      }
     }
     for (int64_t b = rank; b < schedule_.batch; b += team) {
-      const T* grad = kCell == Cell::kLstm ? direction.grad_c_n : direction.grad_h_n;
+      const E* grad = kCell == Cell::kLstm ? direction.grad_c_n : direction.grad_h_n;
       if (kCell == Cell::kRnn) continue;
-      T* carry = carry_[member.d] + b * hidden_;
-      grad ? std::memcpy(carry, grad + b * hidden_, hidden_ * sizeof(T)) : std::memset(carry, 0, hidden_ * sizeof(T));
+      C* carry = state.carry + b * hidden_;
+      for (int64_t unit = 0; unit < hidden_; ++unit) carry[unit] = grad ? widen(grad[b * hidden_ + unit]) : C(0);
     }
+  }
+
+  // What dc' of the first steps has left in `carry`.
+  void store_grad_cx(const Member& member) {
+    for (int64_t b = member.place.rank; b < schedule_.batch; b += grid_.team())
+      for (int64_t i = b * hidden_; i < (b + 1) * hidden_; ++i)
+        narrow(state_[member.d].carry[i], call_.direction[member.d].grad_cx + i);
   }
 
   // Whether sequence b has a step before this one (it starts later in the reverse direction).
@@ -156,9 +181,9 @@ class Backward {
   // dh of `step` for this thread's columns: dgates W_hh of the `later` rows that go on, and the gradients from outside.
   void hidden_product(const Member& member, int64_t step, int64_t rows, int64_t later) {
     const State& state = state_[member.d];
-    const int64_t stride = kPlanes * hidden_, slices = grid_.slices;
+    const int64_t stride = kPlanes * plane_, slices = grid_.slices;
     // The planes that multiply h: all but GRU's n_x.
-    const T* dgates = state.dgates + (kCell == Cell::kGru ? hidden_ : 0);
+    const E* dgates = state.dgates + (kCell == Cell::kGru ? plane_ : 0);
     const Range blocks = part_of(hidden_panels_.blocks(), member.place.unit, grid_.units);
     const V zero[kMaxVectors] = {};
     V acc[kAccumulators];
@@ -166,8 +191,8 @@ class Backward {
       const int width = hidden_panels_.width(block);
       const int64_t column = hidden_panels_.first_vector(block) * kLanes;
       for_row_tiles(later, tile_rows(width), [&](int64_t first, int count) {
-        const T* from = dgates + row_of(member.d, step + 1, member.place.slice + first * slices) * stride;
-        multiply<T>(acc, width, count, Operand<T>{from, slices * stride}, hidden_panels_.depth,
+        const E* from = dgates + row_of(member.d, step + 1, member.place.slice + first * slices) * stride;
+        multiply<E>(acc, width, count, Operand<E>{from, slices * stride}, hidden_panels_.depth,
                     state.hidden_panel + hidden_panels_.offset(block));
         const int inside = int(std::clamp<int64_t>(rows - first, 0, count));
         for (int v = 0; v < width; ++v) {
@@ -195,13 +220,13 @@ class Backward {
   };
   static int units_at(int64_t column, int64_t size) { return int(std::min<int64_t>(kLanes, size - column)); }
 
-  template <bool kFull>
+  template <bool kFull, class T>
   static RNNFAST_INLINE V load(const T* p, int count) {
-    return kFull ? S::load(p) : S::load_first(p, count);
+    return kFull ? Io<T>::load(p) : Io<T>::load_first(p, count);
   }
-  template <bool kFull>
+  template <bool kFull, class T>
   static RNNFAST_INLINE void store(T* p, V value, int count) {
-    kFull ? S::store(p, value) : S::store_first(p, value, count);
+    kFull ? Io<T>::store(p, value) : Io<T>::store_first(p, value, count);
   }
 
   // Rows whose sequence begins after this step: dh is the gradient of their initial state.
@@ -209,8 +234,8 @@ class Backward {
     for (int m = 0; m < tile.rows; ++m) {
       const int64_t b = member.place.slice + (tile.first_row + m) * grid_.slices;
       V dh = tile.dh[m * tile.dh_stride];
-      if (kCell == Cell::kGru) dh += S::load_first(carry_[member.d] + b * hidden_ + tile.column, tile.columns);
-      S::store_first(call_.direction[member.d].grad_hx + b * output_size_ + tile.column, dh, tile.columns);
+      if (kCell == Cell::kGru) dh += S::load_first(state_[member.d].carry + b * hidden_ + tile.column, tile.columns);
+      Io<E>::store_first(call_.direction[member.d].grad_hx + b * output_size_ + tile.column, dh, tile.columns);
     }
   }
 
@@ -218,7 +243,7 @@ class Backward {
   void arrive(const Member& member, int64_t step, const Tile& tile, bool ends) {
     if (tile.rows == 0) return;
     const int64_t b = member.place.slice + tile.first_row * grid_.slices, row = row_of(member.d, step, b);
-    const T* final_state = call_.direction[member.d].grad_h_n;
+    const E* final_state = call_.direction[member.d].grad_h_n;
     // GRU's carry holds it while no step has been walked.
     const bool add_final = ends && kCell != Cell::kGru && final_state;
     const Incoming incoming{
@@ -226,9 +251,10 @@ class Backward {
         grid_.slices * output_stride_, add_final ? final_state + b * output_size_ + tile.column : nullptr,
         grid_.slices * output_size_};
     if (shape_.proj_size) {
-      T* to = state_[member.d].dproj + row * shape_.proj_size + tile.column;
-      for (int m = 0; m < tile.rows; ++m, to += grid_.slices * shape_.proj_size)
-        S::store_first(to, incoming.template add<false>(tile.dh[m * tile.dh_stride], m, tile.columns), tile.columns);
+      E* to = state_[member.d].dproj + row * proj_stride_ + tile.column;
+      for (int m = 0; m < tile.rows; ++m, to += grid_.slices * proj_stride_)
+        Io<E>::store_first(to, incoming.template add<false>(tile.dh[m * tile.dh_stride], m, tile.columns),
+                           tile.columns);
     } else if (tile.columns == kLanes) {
       gate_gradients<true>(member, step, tile, incoming);
     } else {
@@ -238,9 +264,9 @@ class Backward {
 
   // Gradients from outside for the rows of a tile; null: none.
   struct Incoming {
-    const T* output;
+    const E* output;
     int64_t output_stride;
-    const T* final_state;
+    const E* final_state;
     int64_t final_stride;
 
     template <bool kFull>
@@ -260,8 +286,8 @@ class Backward {
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
       const int width = proj_panels_.width(block);
       for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
-        const T* from = state.dproj + row_of(member.d, step, member.place.slice + first * slices) * shape_.proj_size;
-        multiply<T>(acc, width, count, Operand<T>{from, slices * shape_.proj_size}, proj_panels_.depth,
+        const E* from = state.dproj + row_of(member.d, step, member.place.slice + first * slices) * proj_stride_;
+        multiply<E>(acc, width, count, Operand<E>{from, slices * proj_stride_}, proj_panels_.depth,
                     state.proj_panel + proj_panels_.offset(block));
         for (int v = 0; v < width; ++v) {
           const int64_t unit = (proj_panels_.first_vector(block) + v) * kLanes;
@@ -278,48 +304,49 @@ class Backward {
   // Local pointers that advance by a row, for the reason given in forward.
   template <bool kFull>
   void gate_gradients(const Member& member, int64_t step, const Tile& tile, const Incoming incoming) {
-    const BackwardDirection<T>& direction = call_.direction[member.d];
+    const BackwardDirection<E, C>& direction = call_.direction[member.d];
     const State& state = state_[member.d];
-    const int64_t hidden = hidden_, slices = grid_.slices, output_stride = output_stride_;
+    const int64_t hidden = hidden_, plane = plane_, slices = grid_.slices, output_stride = output_stride_;
     const int64_t first = member.place.slice + tile.first_row * slices, row = row_of(member.d, step, first);
     const int count = tile.columns, rows = tile.rows, dh_stride = tile.dh_stride;
     const bool relu = shape_.relu, projected = shape_.proj_size > 0;
     // Rows below `limit` had a step before this one; the others start from hx and cx.
     const int64_t limit = step > 0 ? schedule_.count[time_of(schedule_, member.d, step - 1)] : 0;
     const int64_t previous = step > 0 ? schedule_.offset[time_of(schedule_, member.d, step - 1)] : 0;
-    const T* const outputs = call_.output + member.d * output_size_ + tile.column;
-    const T* const initial_h = direction.hx + tile.column;
-    const T* const initial_c = kCell == Cell::kLstm ? direction.cx + tile.column : nullptr;
-    const T* const cells = kCell == Cell::kLstm ? direction.cells + tile.column : nullptr;
-    const T* gates = kCell == Cell::kRnn ? nullptr : direction.gates + row * saved_planes(kCell) * hidden + tile.column;
-    T* dgates = state.dgates + row * kPlanes * hidden + tile.column;
-    T* carry = kCell == Cell::kRnn ? nullptr : carry_[member.d] + first * hidden + tile.column;
-    T* raw = projected ? state.raw + row * hidden + tile.column : nullptr;
+    const E* const outputs = call_.output + member.d * output_size_ + tile.column;
+    const E* const initial_h = direction.hx + tile.column;
+    const E* const initial_c = kCell == Cell::kLstm ? direction.cx + tile.column : nullptr;
+    const C* const cells = kCell == Cell::kLstm ? direction.cells + tile.column : nullptr;
+    const E* gates = kCell == Cell::kRnn ? nullptr : direction.gates + row * saved_planes(kCell) * hidden + tile.column;
+    E* dgates = state.dgates + row * kPlanes * plane + tile.column;
+    C* carry = kCell == Cell::kRnn ? nullptr : state.carry + first * hidden + tile.column;
+    E* raw = projected ? state.raw + row * hidden + tile.column : nullptr;
     const V* from = tile.dh;
     for (int m = 0; m < rows; ++m) {
       const int64_t b = first + m * slices;
       V dh = incoming.template add<kFull>(*from, m, count);
       if constexpr (kCell == Cell::kGru) {
         dh += load<kFull>(carry, count);
-        const T* h_prev = b < limit ? outputs + (previous + b) * output_stride : initial_h + b * hidden;
+        const E* h_prev = b < limit ? outputs + (previous + b) * output_stride : initial_h + b * hidden;
         const auto grad = Math::gru_backward(dh, load<kFull>(gates, count), load<kFull>(gates + hidden, count),
                                              load<kFull>(gates + 2 * hidden, count),
                                              load<kFull>(gates + 3 * hidden, count), load<kFull>(h_prev, count));
         store<kFull>(dgates, grad.n_x, count);
-        store<kFull>(dgates + hidden, grad.r, count);
-        store<kFull>(dgates + 2 * hidden, grad.z, count);
-        store<kFull>(dgates + 3 * hidden, grad.n_h, count);
+        store<kFull>(dgates + plane, grad.r, count);
+        store<kFull>(dgates + 2 * plane, grad.z, count);
+        store<kFull>(dgates + 3 * plane, grad.n_h, count);
         store<kFull>(carry, grad.carry, count);
       } else if constexpr (kCell == Cell::kLstm) {
-        const T* c_prev = b < limit ? cells + (previous + b) * hidden : initial_c + b * hidden;
+        const V c_prev = b < limit ? load<kFull>(cells + (previous + b) * hidden, count)
+                                   : load<kFull>(initial_c + b * hidden, count);
         const V o = load<kFull>(gates + 3 * hidden, count), c = load<kFull>(cells + (row + m * slices) * hidden, count);
         const auto grad = Math::lstm_backward(dh, load<kFull>(carry, count), load<kFull>(gates, count),
                                               load<kFull>(gates + hidden, count),
-                                              load<kFull>(gates + 2 * hidden, count), o, c, load<kFull>(c_prev, count));
+                                              load<kFull>(gates + 2 * hidden, count), o, c, c_prev);
         store<kFull>(dgates, grad.i, count);
-        store<kFull>(dgates + hidden, grad.f, count);
-        store<kFull>(dgates + 2 * hidden, grad.g, count);
-        store<kFull>(dgates + 3 * hidden, grad.o, count);
+        store<kFull>(dgates + plane, grad.f, count);
+        store<kFull>(dgates + 2 * plane, grad.g, count);
+        store<kFull>(dgates + 3 * plane, grad.o, count);
         store<kFull>(carry, grad.dc, count);
         if (projected) store<kFull>(raw + m * slices * hidden, o * S::tanh(c), count);
       } else {
@@ -328,22 +355,22 @@ class Backward {
       }
       from += dh_stride;
       gates += saved_planes(kCell) * slices * hidden;
-      dgates += kPlanes * slices * hidden;
+      dgates += kPlanes * slices * plane;
       carry += slices * hidden;
     }
   }
 
   // This thread's rows of every weight gradient of a direction: units in place.rank's part, for each gate.
   void weight_gradients(const Member& member) {
-    const BackwardDirection<T>& direction = call_.direction[member.d];
+    const BackwardDirection<E, C>& direction = call_.direction[member.d];
     const State& state = state_[member.d];
     const Range units = part_of(hidden_, member.place.rank, grid_.team());
     // Plane of each gate, for the products with x and with h.
     static constexpr int kGruInput[] = {1, 2, 0}, kGruHidden[] = {1, 2, 3}, kInOrder[] = {0, 1, 2, 3};
     const int* x_planes = kCell == Cell::kGru ? kGruInput : kInOrder;
     const int* h_planes = kCell == Cell::kGru ? kGruHidden : kInOrder;
-    constexpr int kGates = gate_count(kCell);
-    const OuterSum<T> sum(state.dgates, kPlanes, hidden_, schedule_.total, units, member.scratch);
+    const typename OuterSum<E>::Left dgates{state.dgates, kPlanes, hidden_, plane_, kPlanes * plane_};
+    const OuterSum<E> sum(dgates, schedule_.total, units, member.scratch);
     const auto x = [&](int64_t row) { return call_.input + row * shape_.input_size; };
     const auto h = [&](int64_t row) { return state.previous[row]; };
     sum.run(Product{direction.grad_weight_ih, x_planes, kGates, shape_.input_size, x},
@@ -354,7 +381,8 @@ class Backward {
     }
     if (shape_.proj_size) {
       const Range columns = part_of(shape_.proj_size, member.place.rank, grid_.team());
-      const OuterSum<T> proj(state.dproj, 1, shape_.proj_size, schedule_.total, columns, member.scratch);
+      const typename OuterSum<E>::Left dproj{state.dproj, 1, shape_.proj_size, proj_stride_, proj_stride_};
+      const OuterSum<E> proj(dproj, schedule_.total, columns, member.scratch);
       const auto raw = [&](int64_t row) { return state.raw + row * hidden_; };
       proj.run(Product{direction.grad_weight_hr, kInOrder, 1, hidden_, raw});
     }
@@ -368,8 +396,8 @@ class Backward {
       for_row_tiles(rows.last - rows.first, tile_rows(width), [&](int64_t first, int count) {
         const int64_t row = rows.first + first;
         for (int d = 0; d < shape_.directions; ++d) {
-          multiply<T>(d ? other : acc, width, count,
-                      Operand<T>{state_[d].dgates + row * kPlanes * hidden_, kPlanes * hidden_}, input_panels_.depth,
+          multiply<E>(d ? other : acc, width, count,
+                      Operand<E>{state_[d].dgates + row * kPlanes * plane_, kPlanes * plane_}, input_panels_.depth,
                       state_[d].input_panel + input_panels_.offset(block));
         }
         if (shape_.directions == 2)
@@ -377,45 +405,46 @@ class Backward {
         for (int m = 0; m < count; ++m) {
           for (int v = 0; v < width; ++v) {
             const int64_t column = (input_panels_.first_vector(block) + v) * kLanes;
-            T* out = call_.grad_input + (row + m) * shape_.input_size + column;
+            E* out = call_.grad_input + (row + m) * shape_.input_size + column;
             const int64_t left = shape_.input_size - column;
-            left >= kLanes ? S::store(out, acc[m * width + v]) : S::store_first(out, acc[m * width + v], int(left));
+            left >= kLanes ? store<true>(out, acc[m * width + v], kLanes)
+                           : store<false>(out, acc[m * width + v], int(left));
           }
         }
       });
     }
   }
 
-  const BackwardCall<T>& call_;
+  const BackwardCall<E, C>& call_;
   const LayerShape& shape_;
   const Schedule& schedule_;
-  const int64_t hidden_, output_size_, output_stride_;
-  const PanelShape<T> hidden_panels_, proj_panels_, input_panels_;
+  const int64_t hidden_, plane_, proj_stride_, output_size_, output_stride_;
+  const PanelShape<E> hidden_panels_, proj_panels_, input_panels_;
   ThreadGrid grid_;
   Workspace workspace_;
   Barriers barriers_{};
   State state_[2];
-  T* carry_[2] = {};
-  int64_t scratch_size_ = 0;
-  T* scratch_ = nullptr;
+  int64_t packed_size_ = 0, sums_size_ = 0;
+  E* packed_ = nullptr;
+  C* sums_ = nullptr;
 };
 
-template <class T, Cell kCell>
-void backward_cell(const BackwardCall<T>& call) {
-  if (Backward<T, kCell>(call).run()) return;
+template <class E, Cell kCell>
+void backward_cell(const BackwardCall<E, ComputeOf<E>>& call) {
+  if (Backward<E, kCell>(call).run()) return;
   auto alone = call;
   alone.threads = 1;
-  Backward<T, kCell>(alone).run();
+  Backward<E, kCell>(alone).run();
 }
 
-template <class T>
-void backward(const BackwardCall<T>& call) {
+template <class E>
+void backward(const BackwardCall<E, ComputeOf<E>>& call) {
   switch (call.shape.cell) {
     case Cell::kRnn:
-      return backward_cell<T, Cell::kRnn>(call);
+      return backward_cell<E, Cell::kRnn>(call);
     case Cell::kGru:
-      return backward_cell<T, Cell::kGru>(call);
+      return backward_cell<E, Cell::kGru>(call);
     case Cell::kLstm:
-      return backward_cell<T, Cell::kLstm>(call);
+      return backward_cell<E, Cell::kLstm>(call);
   }
 }

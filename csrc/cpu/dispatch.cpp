@@ -47,6 +47,7 @@ std::vector<Kernels> available() {
       sets.push_back(avx512::kKernels);
       sets.back().name = avx512_bf16::kKernels.name;
       sets.back().forward_bf16 = avx512_bf16::kKernels.forward_bf16;
+      sets.back().backward_bf16 = avx512_bf16::kKernels.backward_bf16;
     }
   }
 #elif defined(__aarch64__)

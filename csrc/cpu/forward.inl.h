@@ -363,7 +363,7 @@ class Forward {
     const int64_t next_stride = projected ? slices * raw_stride_ : hidden_stride;
     E* output = call_.output + row * output_stride_ + member.d * output_size_ + tile.unit;
     C* c_slot = kCell == Cell::kLstm ? state.c + b * hidden + tile.unit : nullptr;
-    C* saved =
+    E* saved =
         kSave && kCell != Cell::kRnn ? direction.gates + row * saved_planes(kCell) * hidden + tile.unit : nullptr;
     C* cells = kSave && kCell == Cell::kLstm ? direction.cells + row * hidden + tile.unit : nullptr;
     const V hidden_bias = kCell == Cell::kGru ? S::load(state.bias_hidden + tile.unit) : V{};

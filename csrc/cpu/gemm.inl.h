@@ -28,6 +28,11 @@ using ComputeOf = std::conditional_t<std::is_same_v<E, BFloat16>, float, E>;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+template <class E>
+int64_t whole_pairs(int64_t count) {
+  return ceil_div(count, kPair<E>) * kPair<E>;
+}
+
 inline float widen(BFloat16 x) {
   const uint32_t bits = uint32_t(x.bits) << 16;
   float value;
@@ -76,6 +81,16 @@ struct Io<BFloat16> {
 };
 #endif
 
+// to[i] = {even[i], odd[i]} for the first `count` i of a vector, zero behind them; odd null: zero.
+#if defined(__AVX512BF16__)
+RNNFAST_INLINE void interleave(BFloat16* to, const BFloat16* even, const BFloat16* odd, int count) {
+  const __mmask16 mask = __mmask16((1u << count) - 1);
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, even));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd ? mask : 0, odd));
+  _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+#endif
+
 // Runs body(first row, rows) over `rows` rows in nearly equal groups of at most `limit`: a last group of one row would
 // run at the speed of the weight stream.
 template <class Body>
@@ -87,7 +102,7 @@ RNNFAST_INLINE void for_row_tiles(int64_t rows, int limit, Body&& body) {
   }
 }
 
-// A[row, k] = a[row * row_stride + k * k_stride]; k_stride other than 1 only for full-precision elements.
+// A[row, k] = data[row * row_stride + k * k_stride], and for bfloat16 so for even k, with the odd k right behind it.
 template <class E>
 struct Operand {
   const E* data;
@@ -111,7 +126,7 @@ RNNFAST_INLINE void multiply_add(typename Simd<ComputeOf<E>>::V (&acc)[MB][NV], 
 #pragma GCC unroll 16
     for (int m = 0; m < MB; ++m) {
       int32_t pair;
-      std::memcpy(&pair, a.data + m * a.row_stride + k, sizeof pair);
+      std::memcpy(&pair, a.data + m * a.row_stride + k * a.k_stride, sizeof pair);
       const __m512bh broadcast = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) acc[m][v] = (V)_mm512_dpbf16_ps((__m512)acc[m][v], broadcast, weight[v]);
@@ -205,7 +220,7 @@ struct PanelShape {
   int gates = 1;
   bool dense = false;
 
-  int64_t padded_depth() const { return ceil_div(depth, kPair<E>) * kPair<E>; }
+  int64_t padded_depth() const { return whole_pairs<E>(depth); }
   int64_t column_vectors() const { return ceil_div(columns, kLanes); }
   int64_t blocks() const { return gates > 1 ? column_vectors() : ceil_div(column_vectors(), kMaxVectors); }
   // First vector of columns of a block; blocks are cut evenly (5 vectors: 3 + 2).
@@ -264,67 +279,96 @@ struct Columns {
   bool full = true;  // no null
 };
 
-// dst[k * stride + lane] = column[lane][k * k_stride] for all k. `adjacent`: the columns lie side by side.
+// dst[k * stride + lane] = column[lane][k * k_stride] for all k.
 template <class E>
-void pack_vector(E* dst, int64_t stride, const Columns<E>& column, bool adjacent, int64_t k_stride, int64_t depth) {
-  using S = Simd<ComputeOf<E>>;
-  constexpr int kLanes = S::kLanes;
+void pack_vector(E* dst, int64_t stride, const Columns<E>& column, int64_t k_stride, int64_t depth) {
+  using V = typename Simd<ComputeOf<E>>::V;
+  constexpr int kLanes = Simd<ComputeOf<E>>::kLanes;
   constexpr int kStep = kPair<E>;
   int64_t k = 0;
-  if (k_stride == 1) {
-    // A pair of bfloat16 has the size of a float, so pairs are transposed as floats are.
-    for (; k + kLanes * kStep <= depth; k += kLanes * kStep) {
-      typename S::V rows[kLanes] = {};
+  // A pair of bfloat16 has the size of a float, so pairs are transposed as floats are.
+  for (; k_stride == 1 && k + kLanes * kStep <= depth; k += kLanes * kStep) {
+    V rows[kLanes] = {};
 #pragma GCC unroll 16
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if (!column.full && !column.at[lane]) continue;
-        // The next vector's columns: the hardware loses track of as many streams at every page.
-        if (column.full) __builtin_prefetch(column.at[lane] + kLanes * (column.at[1] - column.at[0]) + k);
-        std::memcpy(&rows[lane], column.at[lane] + k, sizeof rows[lane]);
-      }
-      transpose<ComputeOf<E>>(rows);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) std::memcpy(dst + (k / kStep + i) * stride, &rows[i], sizeof rows[i]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (!column.full && !column.at[lane]) continue;
+      // The next vector's columns: the hardware loses track of as many streams at every page.
+      if (column.full) __builtin_prefetch(column.at[lane] + kLanes * (column.at[1] - column.at[0]) + k);
+      std::memcpy(&rows[lane], column.at[lane] + k, sizeof rows[lane]);
     }
-  } else if (column.full && adjacent && kStep == 1) {
-    for (; k < depth; ++k) std::memcpy(dst + k * stride, column.at[0] + k * k_stride, sizeof(typename S::V));
+    transpose<ComputeOf<E>>(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) std::memcpy(dst + (k / kStep + i) * stride, &rows[i], sizeof rows[i]);
   }
   for (; k < depth; ++k) {
     E* out = dst + k / kStep * stride + k % kStep;
-    for (int lane = 0; lane < kLanes; ++lane) out[lane * kStep] = column.at[lane] ? column.at[lane][k * k_stride] : E{};
+    for (int lane = 0; lane < kLanes; ++lane)
+      out[lane * kStep] = column.at[lane] ? column.at[lane][k * k_stride] : E{};
   }
   if (depth % kStep)
     for (int lane = 0; lane < kLanes; ++lane) dst[depth / kStep * stride + lane * kStep + 1] = E{};
 }
 
-// Packs the blocks [first, last) of a weight [gates * columns, depth], or of its transpose, whose columns are the
-// weight's columns and whose k are its rows, the last `leading` of them first (leading > 0 only in full precision).
+// The same where the columns, `count` of them, lie side by side.
 template <class E>
-void pack_panels(E* dst, const PanelShape<E>& shape, const Weight& weight, int64_t first, int64_t last,
-                 bool transposed = false, int64_t leading = 0) {
+void pack_adjacent(E* dst, int64_t stride, const E* src, int64_t k_stride, int64_t depth, int count) {
+  using S = Simd<ComputeOf<E>>;
+  if constexpr (kPair<E> == 2) {
+    for (int64_t k = 0; k < depth; k += 2)
+      interleave(dst + k / 2 * stride, src + k * k_stride, k + 1 < depth ? src + (k + 1) * k_stride : nullptr, count);
+  } else if (count == S::kLanes) {
+    for (int64_t k = 0; k < depth; ++k) S::store(dst + k * stride, S::load(src + k * k_stride));
+  } else {
+    for (int64_t k = 0; k < depth; ++k) S::store(dst + k * stride, S::load_first(src + k * k_stride, count));
+  }
+}
+
+// Packs the blocks [first, last) of a weight [gates * columns, depth].
+template <class E>
+void pack_panels(E* dst, const PanelShape<E>& shape, const Weight& weight, int64_t first, int64_t last) {
   constexpr int kLanes = PanelShape<E>::kLanes;
-  const int64_t column_stride = transposed ? weight.column_stride : weight.row_stride;
-  const int64_t k_stride = transposed ? weight.row_stride : weight.column_stride;
-  const int64_t rest = shape.depth - leading;
   for (int64_t block = first; block < last; ++block) {
     const int width = shape.width(block);
     const int64_t units = shape.columns_in(block), gate_stride = shape.gates > 1 ? shape.gate_stride(block) : units;
     const int64_t stride = int64_t(width) * kLanes * kPair<E>;
     for (int v = 0; v < width; ++v) {
-      Columns<E> from_start, from_rest;
+      Columns<E> column;
       for (int lane = 0; lane < kLanes; ++lane) {
         const int64_t gate = (v * kLanes + lane) / gate_stride, unit = (v * kLanes + lane) % gate_stride;
         const bool inside = gate < shape.gates && unit < units;
-        const E* column = static_cast<const E*>(weight.data) +
-                          (gate * shape.columns + shape.first_column(block) + unit) * column_stride;
-        from_start.at[lane] = inside ? column : nullptr;
-        from_rest.at[lane] = inside ? column + rest * k_stride : nullptr;
-        from_start.full = from_rest.full = from_start.full && inside;
+        const int64_t row = gate * shape.columns + shape.first_column(block) + unit;
+        column.at[lane] = inside ? static_cast<const E*>(weight.data) + row * weight.row_stride : nullptr;
+        column.full = column.full && inside;
       }
       E* out = dst + shape.offset(block) + int64_t(v) * kLanes * kPair<E>;
-      const bool adjacent = column_stride == 1 && shape.gates == 1;
-      if (leading) pack_vector<E>(out, stride, from_rest, adjacent, k_stride, leading);
-      pack_vector<E>(out + leading * stride, stride, from_start, adjacent, k_stride, rest);
+      pack_vector<E>(out, stride, column, weight.column_stride, shape.depth);
+    }
+  }
+}
+
+// Packs the blocks [first, last) of the transpose of a weight [gates * size, columns]: k are its rows, gate `leading`
+// first and each gate padded to whole pairs.
+template <class E>
+void pack_transposed(E* dst, const PanelShape<E>& shape, const Weight& weight, int gates, int64_t size, int leading,
+                     int64_t first, int64_t last) {
+  constexpr int kLanes = PanelShape<E>::kLanes;
+  for (int64_t block = first; block < last; ++block) {
+    const int64_t stride = int64_t(shape.width(block)) * kLanes * kPair<E>;
+    for (int v = 0; v < shape.width(block); ++v) {
+      const int64_t first_column = shape.first_column(block) + v * kLanes;
+      const int count = int(std::min<int64_t>(kLanes, shape.columns - first_column));
+      E* out = dst + shape.offset(block) + int64_t(v) * kLanes * kPair<E>;
+      for (int gate = 0; gate < gates; ++gate, out += ceil_div(size, kPair<E>) * stride) {
+        const int64_t row = (gate + leading) % gates * size;
+        const E* src = static_cast<const E*>(weight.data) + row * weight.row_stride + first_column * weight.column_stride;
+        if (weight.column_stride == 1) {
+          pack_adjacent<E>(out, stride, src, weight.row_stride, size, count);
+          continue;
+        }
+        Columns<E> column{{}, count == kLanes};
+        for (int lane = 0; lane < count; ++lane) column.at[lane] = src + lane * weight.column_stride;
+        pack_vector<E>(out, stride, column, weight.row_stride, size);
+      }
     }
   }
 }

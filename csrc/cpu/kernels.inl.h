@@ -39,8 +39,9 @@ namespace rnnfast::RNNFAST_ISA {
 
 extern const Kernels kKernels;
 #if defined(RNNFAST_BF16_ONLY)
-const Kernels kKernels = {RNNFAST_NAME, nullptr, nullptr, forward<BFloat16>, nullptr, nullptr};
+const Kernels kKernels = {RNNFAST_NAME, nullptr, nullptr, forward<BFloat16>, nullptr, nullptr, backward<BFloat16>};
 #else
-const Kernels kKernels = {RNNFAST_NAME, forward<float>, forward<double>, nullptr, backward<float>, backward<double>};
+const Kernels kKernels = {RNNFAST_NAME,    forward<float>,   forward<double>, nullptr,
+                          backward<float>, backward<double>, nullptr};
 #endif
 }  // namespace rnnfast::RNNFAST_ISA

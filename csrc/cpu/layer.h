@@ -51,7 +51,7 @@ struct ForwardDirection {
   const Storage* cx;  // [B, H], LSTM
   Storage* h_n;       // [B, output_size]
   Storage* c_n;       // [B, H], LSTM
-  Compute* gates;     // [rows, saved_planes * H], or null: nothing is saved
+  Storage* gates;     // [rows, saved_planes * H], or null: nothing is saved
   Compute* cells;     // [rows, H], LSTM, or null
 };
 
@@ -66,48 +66,49 @@ struct ForwardCall {
   ForwardDirection<Storage, Compute> direction[2];
 };
 
-template <class T>
+template <class Storage, class Compute>
 struct BackwardDirection {
   DirectionWeights weights;
-  const T* grad_h_n;  // [B, output_size], or null: zero
-  const T* grad_c_n;  // [B, H], or null: zero
-  const T* hx;
-  const T* cx;
-  const T* gates;
-  const T* cells;
-  T* grad_hx;
-  T* grad_cx;
-  T* grad_weight_ih;  // null, as all below: not wanted
-  T* grad_weight_hh;
-  T* grad_bias_ih;
-  T* grad_bias_hh;
-  T* grad_weight_hr;
+  const Storage* grad_h_n;  // [B, output_size], or null: zero
+  const Storage* grad_c_n;  // [B, H], or null: zero
+  const Storage* hx;
+  const Storage* cx;
+  const Storage* gates;
+  const Compute* cells;
+  Storage* grad_hx;
+  Storage* grad_cx;
+  Storage* grad_weight_ih;  // null, as all below: not wanted
+  Storage* grad_weight_hh;
+  Storage* grad_bias_ih;
+  Storage* grad_bias_hh;
+  Storage* grad_weight_hr;
 };
 
-template <class T>
+template <class Storage, class Compute>
 struct BackwardCall {
   LayerShape shape;
   const Schedule* schedule;
   int threads;
-  const T* input;        // [rows, I]
-  const T* output;       // [rows, directions * output_size]
-  const T* grad_output;  // like output, or null: zero
-  T* grad_input;         // [rows, I], or null: not wanted
-  BackwardDirection<T> direction[2];
+  const Storage* input;        // [rows, I]
+  const Storage* output;       // [rows, directions * output_size]
+  const Storage* grad_output;  // like output, or null: zero
+  Storage* grad_input;         // [rows, I], or null: not wanted
+  BackwardDirection<Storage, Compute> direction[2];
 };
 
 struct BFloat16 {
   uint16_t bits;
 };
 
-// The entry points of one instruction set. forward_bf16 is null where the machine multiplies no bfloat16.
+// The entry points of one instruction set. Those of bfloat16 are null where the machine multiplies no bfloat16.
 struct Kernels {
   const char* name;
   void (*forward_f32)(const ForwardCall<float, float>&);
   void (*forward_f64)(const ForwardCall<double, double>&);
   void (*forward_bf16)(const ForwardCall<BFloat16, float>&);
-  void (*backward_f32)(const BackwardCall<float>&);
-  void (*backward_f64)(const BackwardCall<double>&);
+  void (*backward_f32)(const BackwardCall<float, float>&);
+  void (*backward_f64)(const BackwardCall<double, double>&);
+  void (*backward_bf16)(const BackwardCall<BFloat16, float>&);
 };
 
 // The kernels for this machine, or for RNNFAST_CPU_ISA; throws std::runtime_error when that names one it lacks.

@@ -1,7 +1,7 @@
 // One layer on the CPU: check, lay out rows, allocate, call the kernels of the chosen instruction set.
 //
-// 16-bit tensors: bfloat16 inference runs in bfloat16 where the machine multiplies it (dpbf16ps); everything else is
-// computed in float32 from converted copies, and results are rounded once at the end.
+// 16-bit tensors: bfloat16 is multiplied as such where the machine can (dpbf16ps), with sums and c in float32;
+// everything else is computed in float32 from converted copies, and results are rounded once at the end.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -22,7 +22,7 @@ using torch::headeronly::ScalarType;
 
 bool is_half(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
 
-// The dtype that the arithmetic runs in, apart from bfloat16's own inference kernel.
+// The dtype of sums, activations and c.
 ScalarType compute_type(const Tensor& input) {
   const ScalarType type = input.scalar_type();
   STD_TORCH_CHECK(is_half(type) || type == ScalarType::Float || type == ScalarType::Double,
@@ -100,7 +100,7 @@ void run_forward(void (*kernel)(const ForwardCall<E, C>&), const LayerShape& sha
       direction.c_n = write<E>(result.c_n, cells);
     }
     if (!result.saved.empty()) {
-      direction.gates = write<C>(result.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
+      direction.gates = write<E>(result.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
       if (cx) direction.cells = write<C>(result.saved[1], d * sizes.rows * shape.hidden_size);
     }
   }
@@ -115,7 +115,7 @@ Forward forward_layer(Cell cell, bool relu, const Tensor& input, const Tensor& h
   const LayerSizes sizes = check_layer(cell, input, hx, cx, weights, batch_sizes, lengths);
   const ScalarType type = input.scalar_type(), wide = compute_type(input);
   const Kernels& kernel = kernels();
-  const bool native_bf16 = type == ScalarType::BFloat16 && !save && kernel.forward_bf16;
+  const bool native_bf16 = type == ScalarType::BFloat16 && kernel.forward_bf16;
   const ScalarType storage = native_bf16 ? type : wide;
   const Rows rows(sizes, batch_sizes, lengths);
   const Schedule schedule = rows.schedule();
@@ -141,13 +141,14 @@ Forward forward_layer(Cell cell, bool relu, const Tensor& input, const Tensor& h
     result.c_n = torch::stable::new_empty(c, {sizes.directions, schedule.batch, sizes.hidden_size});
   }
   if (save && cell != Cell::kRnn) {
-    const auto add_saved = [&](int64_t width) {
+    const auto add_saved = [&](int64_t width, ScalarType dtype) {
       const std::vector<int64_t> size = {sizes.directions, sizes.rows, width};
       // With lengths fewer rows are written than the shape (which must not depend on their values) has.
-      result.saved.push_back(rows.sorted() ? torch::stable::new_zeros(x, size) : torch::stable::new_empty(x, size));
+      result.saved.push_back(rows.sorted() ? torch::stable::new_zeros(x, size, dtype)
+                                           : torch::stable::new_empty(x, size, dtype));
     };
-    add_saved(saved_planes(cell) * sizes.hidden_size);
-    if (cx) add_saved(sizes.hidden_size);
+    add_saved(saved_planes(cell) * sizes.hidden_size, storage);
+    if (cx) add_saved(sizes.hidden_size, wide);
   }
 
   const LayerShape shape = shape_of(cell, relu, sizes);
@@ -170,6 +171,7 @@ Forward forward_layer(Cell cell, bool relu, const Tensor& input, const Tensor& h
   result.output = restored(result.output, type);
   result.h_n = restored(result.h_n, type);
   if (cx) result.c_n = restored(result.c_n, type);
+  if (!result.saved.empty()) result.saved[0] = restored(result.saved[0], type);
   return result;
 }
 
@@ -182,42 +184,42 @@ struct BackwardTensors {
   Tensors weights, saved;
 };
 
-template <class T>
-void run_backward(void (*kernel)(const BackwardCall<T>&), const LayerShape& shape, const LayerSizes& sizes,
+template <class E, class C>
+void run_backward(void (*kernel)(const BackwardCall<E, C>&), const LayerShape& shape, const LayerSizes& sizes,
                   const Schedule& schedule, const BackwardTensors& tensors, bool need_grad_input,
                   bool need_grad_weights, const Backward& result) {
-  BackwardCall<T> call{};
+  BackwardCall<E, C> call{};
   call.shape = shape;
   call.schedule = &schedule;
   call.threads = usable_threads();
-  call.input = read<T>(tensors.input);
-  call.output = read<T>(tensors.output);
-  call.grad_output = tensors.grad_output ? read<T>(*tensors.grad_output) : nullptr;
-  call.grad_input = need_grad_input ? write<T>(result.input) : nullptr;
+  call.input = read<E>(tensors.input);
+  call.output = read<E>(tensors.output);
+  call.grad_output = tensors.grad_output ? read<E>(*tensors.grad_output) : nullptr;
+  call.grad_input = need_grad_input ? write<E>(result.input) : nullptr;
   for (int64_t d = 0; d < sizes.directions; ++d) {
-    BackwardDirection<T>& direction = call.direction[d];
+    BackwardDirection<E, C>& direction = call.direction[d];
     const int64_t states = d * schedule.batch * shape.output_size(), cells = d * schedule.batch * shape.hidden_size;
     direction.weights = weights_of(sizes, tensors.weights, d);
-    direction.hx = read<T>(tensors.hx, states);
-    direction.grad_hx = write<T>(result.hx, states);
-    direction.grad_h_n = tensors.grad_h_n ? read<T>(*tensors.grad_h_n, states) : nullptr;
+    direction.hx = read<E>(tensors.hx, states);
+    direction.grad_hx = write<E>(result.hx, states);
+    direction.grad_h_n = tensors.grad_h_n ? read<E>(*tensors.grad_h_n, states) : nullptr;
     if (shape.cell == Cell::kLstm) {
-      direction.cx = read<T>(tensors.cx, cells);
-      direction.grad_cx = write<T>(result.cx, cells);
-      direction.grad_c_n = tensors.grad_c_n ? read<T>(*tensors.grad_c_n, cells) : nullptr;
-      direction.cells = read<T>(tensors.saved[1], d * sizes.rows * shape.hidden_size);
+      direction.cx = read<E>(tensors.cx, cells);
+      direction.grad_cx = write<E>(result.cx, cells);
+      direction.grad_c_n = tensors.grad_c_n ? read<E>(*tensors.grad_c_n, cells) : nullptr;
+      direction.cells = read<C>(tensors.saved[1], d * sizes.rows * shape.hidden_size);
     }
     if (shape.cell != Cell::kRnn)
-      direction.gates = read<T>(tensors.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
+      direction.gates = read<E>(tensors.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
     if (!need_grad_weights) continue;
     const Tensor* const own = result.weights.data() + d * sizes.weights_per_direction;
-    direction.grad_weight_ih = write<T>(own[0]);
-    direction.grad_weight_hh = write<T>(own[1]);
+    direction.grad_weight_ih = write<E>(own[0]);
+    direction.grad_weight_hh = write<E>(own[1]);
     if (sizes.has_biases) {
-      direction.grad_bias_ih = write<T>(own[2]);
-      direction.grad_bias_hh = write<T>(own[3]);
+      direction.grad_bias_ih = write<E>(own[2]);
+      direction.grad_bias_hh = write<E>(own[3]);
     }
-    if (sizes.proj_size) direction.grad_weight_hr = write<T>(own[sizes.weights_per_direction - 1]);
+    if (sizes.proj_size) direction.grad_weight_hr = write<E>(own[sizes.weights_per_direction - 1]);
   }
   kernel(call);
 }
@@ -245,8 +247,9 @@ void check_backward(Cell cell, const LayerSizes& sizes, const Tensor& input, con
   for (size_t i = 0; i < expected; ++i) {
     const Name name{"saved", int64_t(i)};
     check_shape(saved[i], {sizes.directions, sizes.rows, (i ? 1 : saved_planes(cell)) * sizes.hidden_size}, name);
-    STD_TORCH_CHECK(saved[i].is_cpu() && saved[i].is_contiguous() && saved[i].scalar_type() == wide, name.str(),
-                    ": expected what forward returned");
+    STD_TORCH_CHECK(
+        saved[i].is_cpu() && saved[i].is_contiguous() && saved[i].scalar_type() == (i ? wide : input.scalar_type()),
+        name.str(), ": expected what forward returned");
   }
 }
 
@@ -259,15 +262,17 @@ Backward backward_layer(Cell cell, bool relu, const OptionalTensor& grad_output,
   const LayerSizes sizes = check_layer(cell, input, hx, cx, weights, batch_sizes, lengths);
   const ScalarType type = input.scalar_type(), wide = compute_type(input);
   check_backward(cell, sizes, input, hx, cx, output, saved, grad_output, grad_h_n, grad_c_n, wide);
+  const bool native_bf16 = type == ScalarType::BFloat16 && kernels().backward_bf16;
+  const ScalarType storage = native_bf16 ? type : wide;
   const Rows rows(sizes, batch_sizes, lengths);
   const Schedule schedule = rows.schedule();
 
   const auto in_rows = [&](const Tensor& tensor) {
-    const Tensor contiguous = ready(tensor, wide);
+    const Tensor contiguous = ready(tensor, storage);
     return rows.sorted() ? rows.pack(contiguous) : contiguous;
   };
   const auto in_order = [&](const Tensor& tensor) {
-    const Tensor contiguous = ready(tensor, wide);
+    const Tensor contiguous = ready(tensor, storage);
     return rows.sorted() ? rows.gather(contiguous) : contiguous;
   };
   const auto if_given = [](const OptionalTensor& tensor, const auto& prepare) {
@@ -280,8 +285,9 @@ Backward backward_layer(Cell cell, bool relu, const OptionalTensor& grad_output,
                           if_given(grad_output, in_rows),
                           if_given(grad_h_n, in_order),
                           if_given(grad_c_n, in_order),
-                          converted(weights, wide),
+                          converted(weights, storage),
                           saved};
+  if (!saved.empty()) tensors.saved[0] = restored(saved[0], storage);
 
   Backward result;
   result.input = need_grad_input ? torch::stable::empty_like(tensors.input) : torch::stable::new_empty(input, {0});
@@ -299,16 +305,16 @@ Backward backward_layer(Cell cell, bool relu, const OptionalTensor& grad_output,
   if (schedule.total == 0) {
     tensors.grad_h_n ? torch::stable::copy_(result.hx, *tensors.grad_h_n) : torch::stable::zero_(result.hx);
     if (cx) tensors.grad_c_n ? torch::stable::copy_(result.cx, *tensors.grad_c_n) : torch::stable::zero_(result.cx);
-  } else if (wide == ScalarType::Double) {
-    run_backward<double>(kernels().backward_f64, shape, sizes, schedule, tensors, need_grad_input, need_grad_weights,
-                         result);
+  } else if (native_bf16) {
+    run_backward(kernels().backward_bf16, shape, sizes, schedule, tensors, need_grad_input, need_grad_weights, result);
+  } else if (storage == ScalarType::Double) {
+    run_backward(kernels().backward_f64, shape, sizes, schedule, tensors, need_grad_input, need_grad_weights, result);
   } else {
-    run_backward<float>(kernels().backward_f32, shape, sizes, schedule, tensors, need_grad_input, need_grad_weights,
-                        result);
+    run_backward(kernels().backward_f32, shape, sizes, schedule, tensors, need_grad_input, need_grad_weights, result);
   }
   if (rows.sorted()) {
     const auto given = [&](const OptionalTensor& grad) {
-      return grad ? OptionalTensor(ready(*grad, wide)) : OptionalTensor();
+      return grad ? OptionalTensor(ready(*grad, storage)) : OptionalTensor();
     };
     if (need_grad_input) result.input = rows.unpack(result.input);
     result.hx = rows.scatter(result.hx, given(grad_h_n));
