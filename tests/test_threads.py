@@ -54,6 +54,17 @@ def test_repeat_runs_are_bit_equal(cell, split, threads):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize(("cell", "proj"), [("lstm", 0), ("lstm", 40), ("gru", 0), ("rnn_tanh", 0)])
+def test_busy_cores_change_no_result(cell, proj):
+    """With more threads than cores a team leaves its unit split at some step: nobody can see at which."""
+    case = Case(cell, T=150, B=2, I=64, H=320, proj=proj)
+    module, data = harness.make_module(rnnfast, case), harness.Data(case)
+    with num_threads(1):
+        expected = step(module, data, cell)
+    with num_threads(4 * (os.cpu_count() or 1)):
+        assert all(same(expected, step(module, data, cell)) for _ in range(4))
+
+
 def busy_threads(cell: str, threads: int) -> int:
     """How many OS threads of this process burn CPU while the kernels run."""
     case = Case(cell, T=300, B=96, I=64, H=128)

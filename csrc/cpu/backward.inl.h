@@ -61,6 +61,7 @@ class Backward {
     int d;
     Place place;
     Barrier barrier;
+    Retreat retreat;
     typename OuterSum<E>::Scratch scratch;  // for the weight gradients
   };
 
@@ -91,11 +92,10 @@ class Backward {
     for (int d = 0; d < shape_.directions; ++d) {
       if (grid_.directions == 2 && d != place.team) continue;
       const Member member{
-          d, place, barriers_.slice(place), {packed_ + thread * packed_size_, sums_ + thread * sums_size_}};
+          d, place, barriers_.slice(place), barriers_.retreat_of(place), {packed_ + thread * packed_size_, sums_ + thread * sums_size_}};
       prepare(member);
       barriers_.team(place).wait(place.rank);
-      for (int64_t step = schedule_.steps - 1; step >= 0; --step) run_step(member, step);
-      first_state(member);
+      run_steps(member);
       barriers_.team(place).wait(place.rank);
       if (kCell == Cell::kLstm) store_grad_cx(member);
       if (call_.direction[d].grad_weight_ih) weight_gradients(member);
@@ -164,6 +164,17 @@ class Backward {
     return rows_at(schedule_, time_of(schedule_, member.d, step), member.place.slice, grid_.slices);
   }
 
+  void run_steps(Member member) {
+    for (int64_t step = schedule_.steps - 1; step >= 0; --step) {
+      if (grid_.units > 1 && member.retreat.alone(schedule_.steps - 1 - step, member.place.unit)) {
+        if (member.place.unit != 0) return;
+        member.barrier = Barrier(nullptr, 1);
+      }
+      run_step(member, step);
+    }
+    first_state(member);
+  }
+
   // From the gate gradients of step + 1 to those of `step`. Rows that only step + 1 has began there: theirs is grad_hx.
   void run_step(const Member& member, int64_t step) {
     const int64_t rows = rows_in(member, step), later = rows_in(member, step + 1);
@@ -184,7 +195,7 @@ class Backward {
     const int64_t stride = kPlanes * plane_, slices = grid_.slices;
     // The planes that multiply h: all but GRU's n_x.
     const E* dgates = state.dgates + (kCell == Cell::kGru ? plane_ : 0);
-    const Range blocks = part_of(hidden_panels_.blocks(), member.place.unit, grid_.units);
+    const Range blocks = part_of(hidden_panels_.blocks(), member.place.unit, member.barrier.size());
     const V zero[kMaxVectors] = {};
     V acc[kAccumulators];
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
@@ -281,7 +292,7 @@ class Backward {
   void proj_product(const Member& member, int64_t step, int64_t rows) {
     const State& state = state_[member.d];
     const int64_t slices = grid_.slices;
-    const Range blocks = part_of(proj_panels_.blocks(), member.place.unit, grid_.units);
+    const Range blocks = part_of(proj_panels_.blocks(), member.place.unit, member.barrier.size());
     V acc[kAccumulators];
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
       const int width = proj_panels_.width(block);
