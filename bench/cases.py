@@ -100,7 +100,7 @@ def grid(
     threads: tuple[int, ...] = (1,),
     **rest,
 ) -> Iterator[Case]:
-    """Every combination, other fields from `rest`; cases that differ in threads lie together: they share a reference."""
+    """Every combination, other fields from `rest`; cases that differ in threads only lie together: one reference."""
     for cell, h, b, mode, count in product(cells, hidden, batches, modes, threads):
         yield Case(cell, mode, h, b, threads=count, **rest)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .suites import BATCHES, HIDDEN, round_neighbours
 
 Record = dict[str, object]
-GRID_SEQ_LEN = 100
+GRID_SEQ_LEN, GRID_CASES = 100, len(HIDDEN) * len(BATCHES)  # of one row of the goals
 
 # Ratio to torch.nn of the same dtype and threads on the grid of suites.py: (geometric mean, minimum).
 GRID = {

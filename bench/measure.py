@@ -93,7 +93,7 @@ def measure_case(experiment: Experiment, seconds: float) -> Record:
 
 
 def _beside(experiment: Experiment, problem: Problem, module: nn.Module) -> tuple[dict[str, Call], str | None]:
-    """What else takes turns: the experiment's other cases, and ONNX Runtime; and why that is left out if it is wrong."""
+    """What else takes turns: the experiment's other cases, and ONNX Runtime; and what is wrong if that is left out."""
     namespaces = {"torch": nn, "rnnfast": rnnfast}
     calls: dict[str, Call] = {
         name: Runner(namespaces[provider], Problem(case)).timed for name, (provider, case) in experiment.beside.items()
@@ -119,12 +119,11 @@ def measure_workload(workload: Workload) -> Iterator[Record]:
     yield record | {"workload": workload.name, "epochs": workload.epochs, "losses": trained.losses}
     if workload.streams:
         case, timing, verdict, backend = training.stream(workload, with_torch)
-        yield _record("workloads", f"{workload.name}, per step", case, backend, verdict, timing) | {"workload": workload.name}
+        record = _record("workloads", f"{workload.name}, per step", case, backend, verdict, timing)
+        yield record | {"workload": workload.name}
 
 
-def _record(
-    section: str, name: str, case: Case, backend: str, verdict: parity.Parity, timing: Timing | None
-) -> Record:
+def _record(section: str, name: str, case: Case, backend: str, verdict: parity.Parity, timing: Timing | None) -> Record:
     record: Record = {"name": name, "section": section} | asdict(case) | {"backend": backend}
     record |= {"torch_ms": None, "rnnfast_ms": None, "speedup": None}
     if timing is not None and verdict.failure is None:

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from .cases import CELLS, MODES
 from .goals import Outcome, Record, outcomes
@@ -98,13 +98,14 @@ def roofline(records: Sequence[Record], label: str) -> Figure:
     """Rates under the machine's two measured roofs; a line joins torch.nn's point to rnnfast's of the same case."""
     hidden = sorted({r["hidden_size"] for r in records})
     colors = {h: matplotlib.colormaps["plasma"](0.88 * i / max(1, len(hidden) - 1)) for i, h in enumerate(hidden)}
+    peak = max(r["peak_gflops"] for r in records)  # of runs that were merged: the least disturbed
     figure = Figure(figsize=(13, 7.4), layout="constrained")
     axes = figure.subplots(len(MODES), len(CELLS), sharey=True, squeeze=False)
     for row, mode in enumerate(MODES):
         for column, cell in enumerate(CELLS):
             ax: Axes = axes[row][column]
             members = [r for r in records if (r["mode"], r["cell"]) == (mode, cell)]
-            _draw_roofs(ax, members)
+            _draw_roofs(ax, members, peak)
             for r in members:
                 # Sizes of one batch have one intensity: they stand side by side around it.
                 x = r["flops_per_byte"] * 2 ** (0.22 * (hidden.index(r["hidden_size"]) - (len(hidden) - 1) / 2))
@@ -117,6 +118,7 @@ def roofline(records: Sequence[Record], label: str) -> Figure:
             places = sorted({r["batch"]: r["flops_per_byte"] for r in members}.items())
             ax.set_xticks([x for _, x in places], [f"{x:.2g}\nB={batch}" for batch, x in places])
             ax.minorticks_off()
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             ax.set_title(f"{cell}, {mode}", fontsize=11)
             ax.grid(alpha=0.25)
@@ -124,6 +126,8 @@ def roofline(records: Sequence[Record], label: str) -> Figure:
                 ax.set_xlabel("operations per byte of weights that must be read")
             if column == 0:
                 ax.set_ylabel("GFLOP/s")
+    rates = [r[name] for r in records for name in ("torch_gflops", "gflops")]
+    axes[0][0].set_ylim(min(rates) / 1.4, peak * 2.6)
     handles = [Line2D([], [], marker="o", linestyle="", color=colors[h], label=f"H={h}") for h in hidden]
     handles.append(Line2D([], [], marker="o", linestyle="", color="black", label="filled: rnnfast"))
     empty = {"markerfacecolor": "white", "color": "black", "label": "empty: torch.nn"}
@@ -133,16 +137,16 @@ def roofline(records: Sequence[Record], label: str) -> Figure:
     return figure
 
 
-def _draw_roofs(ax: Axes, members: Sequence[Record]) -> None:
+def _draw_roofs(ax: Axes, members: Sequence[Record], peak: float) -> None:
     """The peak of arithmetic, and the rates of reading the smallest and the largest weights with what lies between."""
     if not members:
         return
-    peak = members[0]["peak_gflops"]
     intensities = [r["flops_per_byte"] for r in members]
-    left, right = min(intensities) / 2, max(intensities) * 2
+    left, right = min(intensities) / 4, max(intensities) * 2
     ax.set_xlim(left, right)
     ax.axhline(peak, color="0.3", linewidth=1.5)
-    ax.text(right / 1.1, peak * 1.06, f"arithmetic {peak:.0f} GFLOP/s", ha="right", va="bottom", fontsize=8, color="0.3")
+    style = {"va": "bottom", "fontsize": 8, "color": "0.3"}
+    ax.text(right / 1.1, peak * 1.06, f"arithmetic {peak:.0f} GFLOP/s", ha="right", **style)
     if members[0]["bandwidth_gbs"] is None:
         return
     fast, slow = (f(r["bandwidth_gbs"] for r in members) for f in (max, min))
@@ -150,9 +154,8 @@ def _draw_roofs(ax: Axes, members: Sequence[Record]) -> None:
     tops, bottoms = ([min(peak, x * rate) for x in xs] for rate in (fast, slow))
     ax.fill_between(xs, bottoms, tops, color="0.85", linewidth=0)
     ax.plot(xs, tops, color="0.3", linewidth=1.5)
-    text = f"reading weights\n{fast:.0f} GB/s, largest {slow:.0f}"
-    ax.text(left * 1.08, peak * 1.06, text, ha="left", va="bottom", fontsize=8, color="0.3")
-    ax.set_ylim(top=peak * 2.2)
+    text = f"reading weights: small\n{fast:.0f} GB/s, large {slow:.0f} GB/s"
+    ax.text(left * 1.08, peak * 1.06, text, ha="left", **style)
 
 
 def goals(judged: Sequence[Outcome]) -> Figure:
@@ -176,7 +179,8 @@ def goals(judged: Sequence[Outcome]) -> Figure:
     ax.grid(axis="x", alpha=0.3)
     ax.set_xlabel("how far beyond the goal (right of the line: reached)")
     met = sum(outcome.met for outcome in judged)
-    ax.set_title(f"{met} of {len(judged)} goals met (stroke: a case; dot: the worst case; diamond: the mean, to its goal)")
+    legend = "stroke: a case; dot: the worst case; diamond: the mean, against its own goal"
+    ax.set_title(f"{met} of {len(judged)} goals met ({legend})")
     return figure
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
@@ -26,7 +26,7 @@ class Problem:
         torch.manual_seed(0)
         dtype = DTYPES[case.dtype]
         self.case = case
-        self.state = {name: w.to(case.device, dtype) for name, w in new_module(torch.nn, case).state_dict().items()}
+        self.state = {name: w.to(case.device, dtype) for name, w in new_module(nn, case).state_dict().items()}
         self.input = torch.randn(case.seq_len, case.batch, case.input_size).to(case.device, dtype)
         self.lengths = torch.tensor(case.lengths())
         width = (case.proj_size or case.hidden_size) * (1 + case.bidirectional)

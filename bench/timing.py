@@ -1,4 +1,4 @@
-"""Interleaved timing: torch.nn, rnnfast and whatever stands beside them take turns call by call, so that whatever the machine does meets both alike.
+"""Interleaved timing: torch.nn, rnnfast and others take turns call by call, so what the machine does meets all alike.
 
 The clock depends on what runs. One CPU thread: CPU time of the process, which does not count the time that other
 programs take away. Several threads: wall time (CPU time would hide waiting for each other), and only of rounds in which
@@ -50,7 +50,7 @@ Round = Sequence[Sample]  # torch's, rnnfast's, and of those beside them
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians (on busy cores means) of one interleaved measurement, in milliseconds per call; `speedup` is torch's over rnnfast's."""
+    """Medians (on busy cores means) in milliseconds per call; `speedup` is torch's over rnnfast's."""
 
     torch_ms: float
     rnnfast_ms: float
