@@ -26,12 +26,15 @@ from .suites import Experiment
 from .timing import BusyClock, Call, Timing, interleave, new_clock
 from .workloads import Workload
 
+OTHER_LIMITS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # variables that slow torch.nn down
+
 
 def machine(device: str) -> str:
-    """One line: what the numbers were measured on."""
+    """One line: what the numbers were measured on, and what limits torch.nn there besides ATEN_CPU_CAPABILITY."""
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
     parts = [f"{cpu}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}", platform.system()]
+    parts += [f"{name}={os.environ[name]}" for name in OTHER_LIMITS if name in os.environ]
     if device == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         parts.insert(0, f"{properties.name}, {properties.total_memory >> 30} GiB")
