@@ -27,8 +27,8 @@ FEWEST_ROUNDS = 3  # of calls so long that MIN_ROUNDS of them would exhaust the 
 NOISY = 0.15  # half the rounds' ratios are farther than this from their median
 QUIET = 0.02  # the largest share of a sample's time that our threads may have waited for a core
 PATIENCE = 3  # how many times longer a measurement may last in the hope of quiet rounds
-# After a call of torch or rnnfast libgomp's threads spin on for 8 ms (CPU time used during a sleep; Zen 4) and would hold
-# the cores of another library's threads. Calls much longer than waking up need no untimed call before them.
+# After a call of torch or rnnfast libgomp's threads spin on for 8 ms (CPU time used during a sleep; Zen 4) and would
+# hold the cores of another library's threads. Calls much longer than waking up need no untimed call before them.
 SETTLE_SECONDS, LONG_NS = 0.012, 20_000_000
 
 
