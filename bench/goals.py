@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
+from .cases import CELLS
 from .suites import BATCHES, HIDDEN, round_neighbours
 
 Record = dict[str, object]
-GRID_SEQ_LEN, GRID_CASES = 100, len(HIDDEN) * len(BATCHES)  # of one row of the goals
+GRID_SEQ_LEN, GRID_CASES = 100, len(HIDDEN) * len(BATCHES)  # of one cell, mode, dtype and number of threads
 
 # Ratio to torch.nn of the same dtype and threads on the grid of suites.py: (geometric mean, minimum).
 GRID = {
@@ -50,6 +52,11 @@ def of_padded(record: Record) -> float:
     return record["rnnfast_ms"] / record["beside_ms"]["padded"]
 
 
+def of_onnx_runtime(record: Record) -> float:
+    """ONNX Runtime's time in units of rnnfast's."""
+    return record["beside_ms"]["onnxruntime"] / record["rnnfast_ms"]
+
+
 def of_memory(record: Record) -> float:
     return record["rnnfast_mib"] / record["torch_mib"]
 
@@ -85,6 +92,7 @@ class Goal:
     mean: float | None = None
     at_most: bool = False
     where: Callable[[Record], bool] = lambda record: True
+    cases: int | None = None  # how many there are, where the mean of fewer would mislead
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,19 @@ def _grid_goal(cell: str, key: tuple[str, str, int], share: float) -> Goal:
         return same and sizes
 
     what = f"{cell} {mode}, {dtype}, {threads} thread{'s' * (threads > 1)}: ratio"
-    return Goal("grid", what, speedup, minimum * share, mean * share, where=where)
+    return Goal("grid", what, speedup, minimum * share, mean * share, where=where, cases=GRID_CASES)
+
+
+def _onnx_goal(cell: str, threads: int) -> Goal:
+    """Against ONNX Runtime where that is faster than torch.nn."""
+
+    def where(record: Record) -> bool:
+        time = record.get("beside_ms", {}).get("onnxruntime")
+        best = time is not None and time < record["torch_ms"]
+        return best and (record["cell"], record["threads"]) == (cell, threads)
+
+    what = f"{cell} inference, {threads} thread{'s' * (threads > 1)}: ONNX Runtime / rnnfast"
+    return Goal("grid", what, of_onnx_runtime, 1.0, where=where)
 
 
 def _is_kind(kind: str) -> Callable[[Record], bool]:
@@ -145,6 +165,8 @@ def _goals(share: float) -> Iterator[Goal]:
     for key in GRID:
         for cell in GRID[key]:
             yield _grid_goal(cell, key, share)
+    for cell, threads in product(CELLS, (1, 2)):
+        yield _onnx_goal(cell, threads)
     yield Goal("calls", "module, T=1, B=1, H=64: us", microseconds, 8, None, True, _is_call("padded", "inference"))
     yield Goal("calls", "cell, B=1, H=64: us", microseconds, 7, None, True, _is_call("cell", "inference"))
     yield Goal("calls", "either with gradients on: us", microseconds, 16, None, True, _is_call(None, "forward"))

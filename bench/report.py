@@ -175,7 +175,7 @@ def goal_table(outcomes: Sequence[Outcome]) -> str:
         limit = f"{'<=' if goal.at_most else '>='} {goal.limit:.2f}"
         numbers = f"{outcome.mean:.2f}", mean, f"{outcome.values[worst]:.2f}", limit
         met = "yes" if outcome.met else "NO"
-        count = str(len(outcome.cases)) + (f" of {goals.GRID_CASES}" if goal.section == "grid" else "")
+        count = str(len(outcome.cases)) + (f" of {goal.cases}" if goal.cases else "")
         rows.append((goal.what, count, *numbers, met, outcome.cases[worst]["name"]))
     return table(("goal", "cases", "geomean", "goal", "worst", "goal", "met", "the worst case"), rows)
 

@@ -138,7 +138,7 @@ def quick() -> list[Experiment]:
     cases += grid((256,), (16,), threads=(2,))
     experiments = [Experiment("grid", case) for case in cases]
     experiments += [e for e in calls() if e.case.mode in ("inference", "forward")]
-    experiments += [e for e in neighbours() if (e.case.hidden_size, e.case.batch) == (200, 16)]
+    experiments += [e for e in neighbours() if e.case.name.endswith("_h200_b16_t100_fp32_infer")]
     return experiments + [Experiment("other", case) for case in special(threads=1)]
 
 
