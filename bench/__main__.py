@@ -56,8 +56,9 @@ def write(folder: Path, title: str, records: list[dict], grid_goals: bool) -> No
 
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(folder, records)
-    parts = report.sections(title, records, grid_goals)
-    report.write_markdown(folder, parts, records, plots.draw(records, folder))
+    outcomes = report.judged(records, grid_goals)
+    parts = report.sections(title, records, outcomes)
+    report.write_markdown(folder, parts, records, plots.draw(records, outcomes, folder))
     for heading, body in parts:
         print(f"\n{heading}\n{body}")
     print(f"\nreport, JSON and plots: {folder}")

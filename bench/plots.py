@@ -13,15 +13,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from .cases import CELLS, MODES
-from .goals import Outcome, Record, outcomes
-from .report import times, undisturbed, valid
+from .goals import Outcome, Record
+from .report import times, undisturbed
 
 TORCH_COLOR, RNNFAST_COLOR, MET_COLOR = "#c1442e", "#1f5fa8", "#2e7d4f"
 NEAREST = 1e-9  # what a loss curve's distance 0 is drawn as
 WIDEST_RATIO = 8  # where the colours of the speed-up map end
 
 
-def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+def draw(records: Sequence[Record], outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
     """Every picture that the records have something for, as PNG files in `folder`; those of an earlier run go."""
     for old in folder.glob("*.png"):
         old.unlink()
@@ -34,8 +34,8 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
         label = f"{dtype}, {threads} thread{'s' * (threads > 1)}" if part[0]["device"] == "cpu" else f"{dtype}, GPU"
         figures[f"speedup_{dtype}_{threads}"] = speedup_map(part, label)
         figures[f"roofline_{dtype}_{threads}"] = roofline(part, label)
-    if judged := outcomes(valid(records)):
-        figures["goals"] = goals(judged)
+    if outcomes:
+        figures["goals"] = goals(outcomes)
     others = [record for record in undisturbed(records) if record["section"] in ("other", "workloads")]
     if others:
         figures["other_cases"] = bars(others)
@@ -158,11 +158,11 @@ def _draw_roofs(ax: Axes, members: Sequence[Record], peak: float) -> None:
     ax.text(left * 1.08, peak * 1.06, text, ha="left", **style)
 
 
-def goals(judged: Sequence[Outcome]) -> Figure:
+def goals(outcomes: Sequence[Outcome]) -> Figure:
     """How far every case is beyond its goal (right of the line) or short of it, a row per goal."""
-    figure = Figure(figsize=(12, 1.8 + 0.3 * len(judged)), layout="constrained")
+    figure = Figure(figsize=(12, 1.8 + 0.3 * len(outcomes)), layout="constrained")
     ax = figure.subplots()
-    for y, outcome in enumerate(judged):
+    for y, outcome in enumerate(outcomes):
         goal = outcome.goal
         beyond = [goal.limit / v if goal.at_most else v / goal.limit for v in outcome.values]
         color = MET_COLOR if outcome.met else TORCH_COLOR
@@ -171,16 +171,16 @@ def goals(judged: Sequence[Outcome]) -> Figure:
         if goal.mean is not None:
             ax.plot(outcome.mean / goal.mean, y, "D", color=color, markersize=6, markerfacecolor="white")
     ax.axvline(1, color="black", linewidth=1)
-    ax.set_yticks(range(len(judged)), [outcome.goal.what for outcome in judged], fontsize=8)
+    ax.set_yticks(range(len(outcomes)), [outcome.goal.what for outcome in outcomes], fontsize=8)
     ax.invert_yaxis()
     ax.margins(y=0.02)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     ax.grid(axis="x", alpha=0.3)
     ax.set_xlabel("how far beyond the goal (right of the line: reached)")
-    met = sum(outcome.met for outcome in judged)
+    met = sum(outcome.met for outcome in outcomes)
     legend = "stroke: a case; dot: the worst case; diamond: the mean, against its own goal"
-    ax.set_title(f"{met} of {len(judged)} goals met ({legend})")
+    ax.set_title(f"{met} of {len(outcomes)} goals met ({legend})")
     return figure
 
 

@@ -161,9 +161,15 @@ def workload_table(records: Iterable[Record]) -> str:
     return table((*headers, "deviation", "torch's"), rows)
 
 
-def valid(records: Iterable[Record]) -> list[Record]:
+def valid(records: Sequence[Record]) -> list[Record]:
     """What goals are judged by: the undisturbed times, and the memory."""
     return [*undisturbed(records), *(record for record in records if record["section"] == "memory")]
+
+
+def judged(records: Sequence[Record], grid: bool) -> list[Outcome]:
+    """The CPU's goals that the records have cases for; without those of the grid where the records are a part of it."""
+    outcomes = goals.outcomes(valid([record for record in records if record["device"] == "cpu"]))
+    return [outcome for outcome in outcomes if grid or outcome.goal.section != "grid"]
 
 
 def goal_table(outcomes: Sequence[Outcome]) -> str:
@@ -174,8 +180,10 @@ def goal_table(outcomes: Sequence[Outcome]) -> str:
         mean = "" if goal.mean is None else f"{goal.mean:.2f}"
         limit = f"{'<=' if goal.at_most else '>='} {goal.limit:.2f}"
         numbers = f"{outcome.mean:.2f}", mean, f"{outcome.values[worst]:.2f}", limit
-        met = "yes" if outcome.met else "NO"
-        count = str(len(outcome.cases)) + (f" of {goal.cases}" if goal.cases else "")
+        count, met = str(len(outcome.cases)), "yes" if outcome.met else "NO"
+        if goal.cases:
+            count += f" of {goal.cases}"
+            met += " so far" * (len(outcome.cases) < goal.cases)
         rows.append((goal.what, count, *numbers, met, outcome.cases[worst]["name"]))
     return table(("goal", "cases", "geomean", "goal", "worst", "goal", "met", "the worst case"), rows)
 
@@ -186,11 +194,8 @@ def losses_table(records: Sequence[Record]) -> str:
     return case_table(lost) if lost else "No case was slower than torch.nn."
 
 
-def sections(title: str, records: Sequence[Record], grid_goals: bool) -> list[tuple[str, str]]:
-    """The report's parts in order, as (heading, text).
-
-    grid_goals: whether the records have the grid that its goals speak of, not only some cases of it.
-    """
+def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """The report's parts in order, as (heading, text)."""
     first = records[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
@@ -217,9 +222,8 @@ def sections(title: str, records: Sequence[Record], grid_goals: bool) -> list[tu
     disturbed = len(measured(records)) - len(undisturbed(records))
     if disturbed:
         parts.append((f"{disturbed} cases with ! are left out of all means", CONTENDED))
-    judged = [o for o in goals.outcomes(valid(records)) if grid_goals or o.goal.section != "grid"]
-    if judged and first["device"] == "cpu":
-        parts.append(("Goals", goal_table(judged)))
+    if outcomes:
+        parts.append(("Goals", goal_table(outcomes)))
     return parts
 
 

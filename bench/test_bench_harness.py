@@ -166,6 +166,9 @@ def test_grid_goals():
         return [goal_record("grid", rest if i else least, case=case, **fields) for i, case in enumerate(cases_of_goal)]
 
     (met_both,) = goals.outcomes(records(1.01, 1.75))
+    assert "| yes |" in report.goal_table([met_both]) and "24 of 24" in report.goal_table([met_both])
+    (part,) = goals.outcomes(records(1.01, 1.75)[:20])
+    assert "yes so far" in report.goal_table([part]) and "20 of 24" in report.goal_table([part])
     assert met_both.met and len(met_both.cases) == 24 and met_both.cases[met_both.worst]["hidden_size"] == 32
     assert not any(met(*records(0.99, 1.75)).values()), "one case is below the minimum"
     assert not any(met(*records(1.01, 1.55)).values()), "the mean is below its goal"
@@ -229,13 +232,15 @@ def test_report_of_every_section(tmp_path, monkeypatch):
     common = {"machine": "m", "isa": "avx2", "versions": {"torch": "2"}, "commit": "c"}
     report.write_json(tmp_path, [record | common for record in records])
     records = report.merged([tmp_path / "results.json"])
-    parts = dict(report.sections("title", records, grid_goals=True))
+    assert "grid" not in {outcome.goal.section for outcome in report.judged(records, grid=False)}
+    outcomes = report.judged(records, grid=True)
+    parts = dict(report.sections("title", records, outcomes))
     for section, (column, _) in report.RELATIVE.items():
         assert column in parts[report.HEADINGS[section]] and column not in parts[report.HEADINGS["grid"]]
     assert "0.90" in parts["Peak memory of training, each in a process of its own"]
     rows = [line for line in parts["Goals"].splitlines()[2:] if "ONNX" not in line]
     assert len(rows) == 5  # bidirectional, packed twice, batch, memory; 3 steps are not the grid's
-    written = {path.stem for path in plots.draw(records, tmp_path)}
+    written = {path.stem for path in plots.draw(records, outcomes, tmp_path)}
     assert {"goals", "roofline_fp32_1", "speedup_fp32_1"} <= written
 
 
