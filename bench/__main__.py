@@ -1,4 +1,4 @@
-"""`python -m bench [quick|goal|full]` checks every result, times rnnfast against torch.nn, reports (see README.md)."""
+"""`python -m bench [suite]` checks every result, times rnnfast against torch.nn, reports; see README.md."""
 
 from __future__ import annotations
 
@@ -9,30 +9,60 @@ import sys
 from pathlib import Path
 
 NEEDED = {"numpy": "numpy", "matplotlib": "matplotlib", "tqdm": "tqdm", "sklearn": "scikit-learn", "torch": "torch"}
-SUITES = ("quick", "goal", "full")
-SECONDS_PER_CASE = {"quick": 0.6, "goal": 2.0, "full": 1.0}
+WHOLE_SUITES = ("quick", "cpu", "full")
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    from .suites import SECTIONS
+
+    suites = (*WHOLE_SUITES, *SECTIONS)
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmark of rnnfast against torch.nn.")
     default = os.environ.get("BENCH") or "quick"
-    parser.add_argument("suite", nargs="?", default=default, help=f"{', '.join(SUITES)}; default: $BENCH or quick")
-    parser.add_argument("-k", dest="only", default="", help="only cases and workloads whose name contains this")
+    parser.add_argument("suite", nargs="?", default=default, help=f"{', '.join(suites)}, or report; default: $BENCH")
+    parser.add_argument("results", nargs="*", type=Path, help="report: the results.json of earlier runs, newest last")
+    parser.add_argument("-k", dest="only", default="", help="only names with these words: 'lstm fp32 not 2thr'")
     parser.add_argument("--seconds", type=float, help="time per case, beyond the check and the warm-up")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="where the reports go")
-    arguments = parser.parse_args()
-    if arguments.suite not in SUITES:
-        parser.error(f"unknown suite {arguments.suite!r}; known are {', '.join(SUITES)}")
-    return arguments
+    parser.add_argument("--out", type=Path, help="where the reports go; default: bench/out/<suite>")
+    parsed = parser.parse_args(arguments)
+    if parsed.suite not in (*suites, "report"):
+        parser.error(f"unknown suite {parsed.suite!r}; known are {', '.join(suites)}, report")
+    if (parsed.suite == "report") != bool(parsed.results):
+        parser.error("`report` wants files, and only `report` takes them: python -m bench report a.json b.json")
+    name = "-".join([parsed.suite, *parsed.only.split()])
+    parsed.out = parsed.out or Path(__file__).parent / "out" / name
+    return parsed
 
 
 def main() -> int:
-    arguments = parse_arguments()
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         print(f"the benchmark needs {' and '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
         return 2
-    return run(arguments)
+    arguments = parse_arguments(sys.argv[1:])
+    return merge(arguments) if arguments.suite == "report" else run(arguments)
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    from . import report
+
+    records = report.merged(arguments.results)
+    write(arguments.out, "rnnfast against torch.nn", records, grid_goals=True)
+    return 1 if any(record["failure"] for record in records) else 0
+
+
+def write(folder: Path, title: str, records: list[dict], grid_goals: bool) -> None:
+    """JSON, report and plots into `folder`; the report also to the terminal."""
+    from . import plots, report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write_json(folder, records)
+    outcomes = report.judged(records, grid_goals)
+    parts = report.sections(title, records, outcomes)
+    report.write_markdown(folder, parts, records, plots.draw(records, outcomes, folder))
+    for heading, body in parts:
+        print(f"\n{heading}\n{body}")
+    print(f"\nreport, JSON and plots: {folder}")
+    print(report.last_line(records))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,48 +71,47 @@ def run(arguments: argparse.Namespace) -> int:
 
     import rnnfast
 
-    from . import cases, measure, peak, plots, report
+    from . import measure, onnx_runtime, report, suites
     from .workloads import workloads
 
-    suite, full = arguments.suite, arguments.suite == "full"
-    device = "cuda" if torch.cuda.is_available() and suite != "goal" else "cpu"
-    todo = {"quick": cases.quick, "goal": cases.goal, "full": cases.full}[suite]()
-    if device == "cuda":
-        todo = cases.gpu(quick=not full)
-    trainings = [] if suite == "goal" else workloads(full, 1, device)
-    if full and device == "cpu":
-        trainings += workloads(full, 2, device)
-    todo = [case for case in todo if arguments.only in case.name]
-    trainings = [workload for workload in trainings if arguments.only in workload.name]
+    suite = arguments.suite
+    device = "cuda" if torch.cuda.is_available() and suite in ("quick", "full") else "cpu"
+    todo = suites.experiments_of(suite, device)
+    trainings = workloads(suite == "full", 1, device) if suite in ("quick", "full") else []
+    if suite == "full" and device == "cpu":
+        trainings += workloads(True, 2, device)
+    todo = [experiment for experiment in todo if suites.selected(experiment.case.name, arguments.only)]
+    trainings = [workload for workload in trainings if suites.selected(workload.name, arguments.only)]
     if not todo and not trainings:
         print(f"no case of the suite {suite} has {arguments.only!r} in its name", file=sys.stderr)
         return 2
 
-    common = {"machine": measure.machine(device), "versions": measure.versions(), "commit": measure.commit()}
+    common = {"machine": measure.machine(device), "isa": measure.isa(), "versions": measure.versions()}
+    common["commit"] = measure.commit()
     print(
         f"{common['machine']}; torch {torch.__version__}, rnnfast {rnnfast.__version__}, backends {rnnfast.backends()}"
     )
-    folder = arguments.out / (f"{suite}-{arguments.only}" if arguments.only else suite)
-    folder.mkdir(parents=True, exist_ok=True)
+    if device == "cpu" and onnx_runtime.missing():
+        print(f"without ONNX Runtime: {onnx_runtime.missing()}")
     records: list[measure.Record] = []
-    peaks: dict[tuple[str, int], float] = {}
 
     def keep(record: measure.Record) -> None:
-        key = record["dtype"], record["threads"]
-        if key not in peaks:
-            peaks[key] = peak.peak_gflops(cases.DTYPES[key[0]], key[1], device)
-        records.append(record | {"peak_gflops": peaks[key]} | common)
+        records.append(record | common)
         if record["failure"]:
             progress.write(f"WRONG RESULT {record['name']}: {record['failure']}")
 
     tqdm.monitor_interval = 0  # its thread would be counted in the CPU time
-    title = f"rnnfast against torch.nn: {suite}"
     progress = tqdm(total=len(todo) + len(trainings), desc=suite, unit="case", dynamic_ncols=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     try:
         with progress:
-            for case in todo:
-                progress.set_postfix_str(case.name)
-                keep(measure.measure_case(case, arguments.seconds or SECONDS_PER_CASE[suite]))
+            for experiment in todo:
+                progress.set_postfix_str(experiment.case.name)
+                if experiment.section == "memory":
+                    keep(measure.measure_memory(experiment.case))
+                else:
+                    seconds = arguments.seconds or suites.seconds_of(suite, experiment.section)
+                    keep(measure.measure_case(experiment, seconds))
                 progress.update()
             for workload in trainings:
                 progress.set_postfix_str(workload.name)
@@ -90,13 +119,8 @@ def run(arguments: argparse.Namespace) -> int:
                     keep(record)
                 progress.update()
     finally:  # hours of measurements must survive an interruption
-        report.write_json(folder, records)
-    parts = report.sections(title, records, goal=suite == "goal")
-    report.write_markdown(folder, parts, records, plots.draw(records, folder))
-    for heading, body in parts:
-        print(f"\n{heading}\n{body}")
-    print(f"\nreport, JSON and plots: {folder}")
-    print(report.last_line(records))
+        report.write_json(arguments.out, records)
+    write(arguments.out, f"rnnfast against torch.nn: {suite}", records, grid_goals=suite != "quick")
     return 1 if any(record["failure"] for record in records) else 0
 
 

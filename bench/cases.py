@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
+from types import ModuleType
 
 import torch
+from torch import nn
 
 CELLS = ("LSTM", "GRU", "RNN")
 MODES = ("inference", "training")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-GRID_SEQ_LEN = {"cpu": 100, "cuda": 512}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-
-# The speed that the CPU kernels must have on the `goal` grid: geometric mean per (cell, mode), and the least of all.
-GOALS = {
-    ("GRU", "inference"): 2.5,
-    ("RNN", "inference"): 2.0,
-    ("LSTM", "inference"): 1.3,
-    ("GRU", "training"): 3.0,
-    ("RNN", "training"): 2.5,
-    ("LSTM", "training"): 1.2,
-}
-GOAL_MINIMUM = 0.95
+NAME_OF_MODE = {"inference": "infer", "training": "train", "forward": "forward", "step": "step"}
 
 
 @dataclass(frozen=True)
 class Case:
     """One thing to time.
 
-    mode: "inference" is a call without gradients; "training" is forward and all gradients, the input's included.
+    mode: "inference" is a call without gradients; "forward", a call with gradients on; "training", forward and all
+    gradients, the input's included; "step", the same and a step of SGD, which changes the weights.
 
     form: "padded" [T, B, I]; "packed", a PackedSequence of unequal lengths; "lengths", the padded layer with the same
     lengths (torch packs and unpacks); "cell", a loop of seq_len calls of the LSTMCell, GRUCell or RNNCell.
@@ -57,7 +49,7 @@ class Case:
     def name(self) -> str:
         """For example lstm_h256_b16_t100_fp32_infer, then what is special, then the threads where they are not 1."""
         parts = [self.cell.lower() + ("cell" if self.form == "cell" else ""), f"h{self.hidden_size}", f"b{self.batch}"]
-        parts += [f"t{self.seq_len}", self.dtype, "train" if self.mode == "training" else "infer"]
+        parts += [f"t{self.seq_len}", self.dtype, NAME_OF_MODE[self.mode]]
         parts += [f"i{self.input_size}"] * (self.input_size != self.hidden_size)
         parts += [f"{self.num_layers}layers"] * (self.num_layers > 1) + ["bidir"] * self.bidirectional
         parts += [f"proj{self.proj_size}"] * bool(self.proj_size) + [self.form] * (self.form in ("packed", "lengths"))
@@ -65,10 +57,9 @@ class Case:
         return "_".join(parts)
 
     @property
-    def on_grid(self) -> bool:
-        """Whether this is a point of the grid: one padded layer, one direction, as many inputs as units."""
-        plain = replace(self, num_layers=1, bidirectional=False, proj_size=0, form="padded", input_size=0) == self
-        return plain and self.seq_len == GRID_SEQ_LEN[self.device]
+    def has_gradients(self) -> bool:
+        """Whether gradients are computed, not only whether they could be."""
+        return self.mode in ("training", "step")
 
     def lengths(self) -> list[int]:
         """Each row's number of steps: all seq_len, or evenly spread over 1..seq_len where rows are unequal."""
@@ -77,14 +68,28 @@ class Case:
         return [1 + (self.seq_len - 1) * row // max(1, self.batch - 1) for row in range(self.batch)]
 
     def flops(self) -> float:
-        """Operations of the matrix products (input, recurrent, projection); training has three times as many."""
-        gates, hidden, out = GATES[self.cell] * self.hidden_size, self.hidden_size, self.proj_size or self.hidden_size
+        """Operations of the matrix products (input, recurrent, projection); gradients take twice as many again."""
+        products = sum(layer_inputs + self.recurrent_weights() for layer_inputs in self._input_weights())
+        return 2.0 * products * sum(self.lengths()) * (3 if self.has_gradients else 1)
+
+    def weights_read(self) -> int:
+        """Elements of the weights that must be read, again for the gradient: the recurrent ones at every step, because
+        its h is the last step's result; those of the input once for all steps, but at every call of a cell."""
+        input_passes = self.seq_len if self.form == "cell" else 1
+        per_pass = (w * input_passes + self.recurrent_weights() * self.seq_len for w in self._input_weights())
+        return sum(per_pass) * (2 if self.has_gradients else 1)
+
+    def recurrent_weights(self) -> int:
+        """Elements of W_hh, and of the projection W_hr, in one direction of one layer."""
+        out = self.proj_size or self.hidden_size
+        return self.hidden_size * out * (GATES[self.cell] + bool(self.proj_size))
+
+    def _input_weights(self) -> Iterator[int]:
+        """Elements of each W_ih: of every layer and direction."""
         directions = 1 + self.bidirectional
-        per_row = 0
         for layer in range(self.num_layers):
-            inputs = self.input_size if layer == 0 else out * directions
-            per_row += directions * (gates * (inputs + out) + (hidden * out if self.proj_size else 0))
-        return 2.0 * per_row * sum(self.lengths()) * (3 if self.mode == "training" else 1)
+            inputs = (self.proj_size or self.hidden_size) * directions if layer else self.input_size
+            yield from [GATES[self.cell] * self.hidden_size * inputs] * directions
 
 
 def grid(
@@ -92,70 +97,19 @@ def grid(
     batches: tuple[int, ...],
     cells: tuple[str, ...] = CELLS,
     modes: tuple[str, ...] = MODES,
+    threads: tuple[int, ...] = (1,),
     **rest,
 ) -> Iterator[Case]:
-    """Every combination, other fields from `rest`; cases of one shape lie together and share their reference."""
-    for cell, h, b, mode in product(cells, hidden, batches, modes):
-        yield Case(cell, mode, h, b, **rest)
+    """Every combination, other fields from `rest`; cases that differ in threads only lie together: one reference."""
+    for cell, h, b, mode, count in product(cells, hidden, batches, modes, threads):
+        yield Case(cell, mode, h, b, threads=count, **rest)
 
 
-def goal() -> list[Case]:
-    """The grid that GOALS speaks of: 1 thread, fp32, T=100."""
-    return list(grid((32, 64, 128, 256, 512), (1, 4, 16, 64)))
-
-
-def special(threads: int) -> Iterator[Case]:
-    """What is not in the grid: single steps, cell loops, stacked, bidirectional, projected and unequal rows."""
-    for mode, cell in product(MODES, CELLS):
-        yield Case(cell, mode, 64, 1, seq_len=1, threads=threads)
-        yield Case(cell, mode, 64, 1, form="cell", threads=threads)
-    for mode in MODES:
-        yield Case("LSTM", mode, 128, 16, bidirectional=True, threads=threads)
-        yield Case("GRU", mode, 256, 4, num_layers=2, threads=threads)
-        yield Case("LSTM", mode, 256, 16, proj_size=64, threads=threads)
-        yield Case("LSTM", mode, 128, 16, form="packed", threads=threads)
-        yield Case("GRU", mode, 128, 16, form="packed", threads=threads)
-        yield Case("GRU", mode, 128, 16, form="lengths", threads=threads)
-
-
-def quick() -> list[Case]:
-    """At most 5 minutes on 2 cores, with the shapes where rnnfast has the least to win (LSTM with many rows)."""
-    cases = list(grid((64, 256, 512), (1, 16, 64)))
-    cases += grid((1024,), (64,), cells=("LSTM",), modes=("inference",))
-    cases += special(threads=1)
-    cases += grid((64,), (1,), dtype="bf16")
-    cases += grid((256,), (16,), dtype="bf16")
-    cases += grid((256,), (64,), cells=("LSTM",), dtype="bf16")
-    cases += grid((64, 512), (1,), threads=2)
-    cases += grid((256,), (16,), threads=2)
-    return cases
-
-
-def full() -> list[Case]:
-    """The whole CPU grid, with the larger named workloads on random input: speech stack and many-environment batch."""
-    hidden = (32, 64, 128, 192, 256, 320, 512, 640, 1024)
-    cases: list[Case] = []
-    for threads, dtype in product((1, 2), ("fp32", "bf16")):
-        cases += grid(hidden, (1, 4, 16, 64), dtype=dtype, threads=threads)
-    for threads in (1, 2):
-        cases += special(threads)
-        for mode in MODES:
-            cases.append(
-                Case("LSTM", mode, 320, 8, 80, num_layers=4, bidirectional=True, proj_size=160, threads=threads)
-            )
-            cases += [Case(cell, mode, 256, 1024, seq_len=32, threads=threads) for cell in ("LSTM", "GRU")]
-    return sorted(cases, key=lambda case: replace(case, threads=1, mode="").name)
-
-
-def gpu(quick: bool) -> list[Case]:
-    """The grid on the current CUDA device; the quick one has every second size and no 16-bit brain floats."""
-    hidden = (64, 256, 512, 1024) if quick else (32, 64, 128, 192, 256, 320, 512, 640, 1024, 2048)
-    batches = (1, 16, 64) if quick else (1, 4, 16, 64, 256)
-    cases: list[Case] = []
-    for dtype in ("fp32", "fp16") if quick else ("fp32", "bf16", "fp16"):
-        cases += grid(hidden, batches, dtype=dtype, seq_len=GRID_SEQ_LEN["cuda"], device="cuda")
-    cases += [replace(case, device="cuda") for case in special(threads=1)]
-    for mode in MODES:
-        cases.append(Case("LSTM", mode, 320, 8, 80, num_layers=4, bidirectional=True, proj_size=160, device="cuda"))
-        cases += [Case(cell, mode, 256, 1024, seq_len=32, device="cuda") for cell in ("LSTM", "GRU")]
-    return cases
+def new_module(namespace: ModuleType, case: Case) -> nn.Module:
+    """The case's layer or cell from `namespace` (torch.nn, or rnnfast which has the same constructors)."""
+    if case.form == "cell":
+        return getattr(namespace, case.cell + "Cell")(case.input_size, case.hidden_size)
+    options = {"num_layers": case.num_layers, "bidirectional": case.bidirectional}
+    if case.proj_size:
+        options["proj_size"] = case.proj_size
+    return getattr(namespace, case.cell)(case.input_size, case.hidden_size, **options)

@@ -1,4 +1,4 @@
-"""From a case or a workload to its record, the dictionary that goes into the JSON."""
+"""From an experiment or a workload to its record, the dictionary that goes into the JSON."""
 
 from __future__ import annotations
 
@@ -6,28 +6,35 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import rnnfast
+from rnnfast import _ext
 
-from . import parity, training
+from . import memory, onnx_runtime, parity, peak, training
+from .busy import busy_cores
 from .cases import Case
+from .goals import Record
 from .providers import Problem, Runner
-from .timing import Timing, interleave, new_clock
+from .suites import Experiment
+from .timing import BusyClock, Call, Timing, interleave, new_clock
 from .workloads import Workload
 
-Record = dict[str, object]
+OTHER_LIMITS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # variables that slow torch.nn down
 
 
 def machine(device: str) -> str:
-    """One line: what the numbers were measured on."""
+    """One line: what the numbers were measured on, and what limits torch.nn there besides ATEN_CPU_CAPABILITY."""
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
     parts = [f"{cpu}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}", platform.system()]
+    parts += [f"{name}={os.environ[name]}" for name in OTHER_LIMITS if name in os.environ]
     if device == "cuda":
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         parts.insert(0, f"{properties.name}, {properties.total_memory >> 30} GiB")
@@ -38,7 +45,14 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__, "rnnfast": rnnfast.__version__}
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    if onnx_runtime.missing() is None:
+        found["onnxruntime"] = version("onnxruntime")
     return found
+
+
+def isa() -> str:
+    """The instruction set of rnnfast's CPU kernels; RNNFAST_CPU_ISA chooses another than the best."""
+    return _ext.cpu_isa() if _ext.failure is None else "none"
 
 
 def commit() -> str:
@@ -52,37 +66,68 @@ def commit() -> str:
     return name.strip() + ("+" if changes else "")
 
 
-def measure_case(case: Case, seconds: float) -> Record:
+def measure_case(experiment: Experiment, seconds: float) -> Record:
     """Checks the case's results, then times it for about `seconds`; a wrong result gets no times."""
+    case = experiment.case
+    machine_limits = peak.limits(case)
     torch.set_num_threads(case.threads)
-    problem = Problem(case)
-    sides = [Runner(namespace, problem) for namespace in (nn, rnnfast)]
-    verdict = parity.check(case, sides[0].run(), sides[1].run())
-    timing = None
-    if verdict.failure is None:
-        timing = interleave(sides[0].run, sides[1].run, new_clock(case.device, case.threads), seconds)
-    record = _record(case.name, case, sides[1].backend(), verdict, timing)
+    with torch.set_grad_enabled(case.mode != "inference"):
+        problem = Problem(case)
+        runners = [Runner(namespace, problem) for namespace in (nn, rnnfast)]
+        verdict = parity.check(case, runners[0].run(), runners[1].run())
+        timing, wrong_onnx = None, None
+        if verdict.failure is None:
+            others, wrong_onnx = _beside(experiment, problem, runners[0].module)
+            calls = {"torch": runners[0].timed, "rnnfast": runners[1].timed, **others}
+            busy = experiment.section == "oversubscribed"
+            clock = BusyClock() if busy else new_clock(case.device, case.threads)
+            with busy_cores() if busy else nullcontext():
+                timing = interleave(calls, clock, seconds, settle="onnxruntime" in calls and case.threads > 1)
+        record = _record(experiment.section, case.name, case, runners[1].backend(), verdict, timing)
+    record |= machine_limits | {"onnxruntime_failure": wrong_onnx}
     if timing is not None:
         record |= {
             "torch_gflops": case.flops() / timing.torch_ms / 1e6,
             "gflops": case.flops() / timing.rnnfast_ms / 1e6,
+            "torch_fraction": machine_limits["bound_ms"] / timing.torch_ms,
+            "fraction": machine_limits["bound_ms"] / timing.rnnfast_ms,
         }
     return record
+
+
+def _beside(experiment: Experiment, problem: Problem, module: nn.Module) -> tuple[dict[str, Call], str | None]:
+    """What else takes turns: the experiment's other cases, and ONNX Runtime; and what is wrong if that is left out."""
+    namespaces = {"torch": nn, "rnnfast": rnnfast}
+    calls: dict[str, Call] = {
+        name: Runner(namespaces[provider], Problem(case)).timed for name, (provider, case) in experiment.beside.items()
+    }
+    case = experiment.case
+    if experiment.section == "oversubscribed" or not onnx_runtime.takes(case) or onnx_runtime.missing():
+        return calls, None
+    call = onnx_runtime.new_call(module, case, problem.input)
+    failure = parity.check_output(case, torch.from_numpy(call()))
+    return calls | ({} if failure else {"onnxruntime": call}), failure
+
+
+def measure_memory(case: Case) -> Record:
+    """Both providers' peak memory."""
+    return {"name": case.name, "section": "memory"} | asdict(case) | {"failure": None} | memory.measure(case)
 
 
 def measure_workload(workload: Workload) -> Iterator[Record]:
     """Trains the workload; for the streaming model also the trained model at work."""
     torch.set_num_threads(workload.case.threads)
     trained, with_torch = training.train(workload)
-    record = _record(workload.name, workload.case, trained.backend, trained.parity, trained.timing)
+    record = _record("workloads", workload.name, workload.case, trained.backend, trained.parity, trained.timing)
     yield record | {"workload": workload.name, "epochs": workload.epochs, "losses": trained.losses}
     if workload.streams:
         case, timing, verdict, backend = training.stream(workload, with_torch)
-        yield _record(f"{workload.name}, per step", case, backend, verdict, timing) | {"workload": workload.name}
+        record = _record("workloads", f"{workload.name}, per step", case, backend, verdict, timing)
+        yield record | {"workload": workload.name}
 
 
-def _record(name: str, case: Case, backend: str, verdict: parity.Parity, timing: Timing | None) -> Record:
-    record: Record = {"name": name} | asdict(case) | {"backend": backend}
+def _record(section: str, name: str, case: Case, backend: str, verdict: parity.Parity, timing: Timing | None) -> Record:
+    record: Record = {"name": name, "section": section} | asdict(case) | {"backend": backend}
     record |= {"torch_ms": None, "rnnfast_ms": None, "speedup": None}
     if timing is not None and verdict.failure is None:
         record |= asdict(timing)

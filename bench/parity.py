@@ -54,6 +54,14 @@ def check(case: Case, of_torch: dict[str, Tensor], of_rnnfast: dict[str, Tensor]
     return judge(truth, of_torch, of_rnnfast, working_dtype(case), longest_sums(case))
 
 
+def check_output(case: Case, output: Tensor) -> str | None:
+    """What is wrong with another provider's output, or None: it must come within the dtype's ceiling of float64."""
+    expected = reference(replace(case, threads=1))["output"]
+    error = tolerances.max_error(output, expected) / float(expected.abs().max())
+    ceiling = tolerances.CEILING[DTYPES[case.dtype]]
+    return None if error <= ceiling else f"output: error {error:.1e} > {ceiling:.0e} of the largest value"
+
+
 def longest_sums(case: Case) -> tuple[int, int]:
     """How many terms stand behind an output and behind a gradient: their rounding is part of what the rule allows."""
     return case.input_size + case.hidden_size, max(sum(case.lengths()), GATES[case.cell] * case.hidden_size)

@@ -1,15 +1,20 @@
-"""How fast this machine multiplies: the best rate of torch's matrix product and convolution, both near the peak."""
+"""What this machine can do at best: its rate of arithmetic, and of reading weights again and again."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import torch.nn.functional as F
 
+from .cases import DTYPES, Case
 from .timing import new_clock
 
 SAMPLES = 8
+SAMPLE_BYTES = 400e6  # what one sample reads: some milliseconds
 
 
+@functools.cache
 def peak_gflops(dtype: torch.dtype, threads: int, device: str) -> float:
     """GFLOP/s of the faster of a square matrix product and a 3x3 convolution in `dtype`."""
     torch.set_num_threads(threads)
@@ -29,3 +34,35 @@ def peak_gflops(dtype: torch.dtype, threads: int, device: str) -> float:
         ):
             best = max(best, *(flops / clock.measure(call, 1).clock for _ in range(SAMPLES)))
     return best
+
+
+@functools.cache
+def read_gbs(size: int) -> float:
+    """GB/s at which one core sums a buffer of `size` bytes that it has just read: from L1, L2, L3 or memory.
+
+    The buffer is expanded to many rows without a copy, so one call of torch.sum reads it many times.
+    """
+    torch.set_num_threads(1)
+    clock, elements = new_clock("cpu", 1), max(1, size // 4)
+    rows = max(2, round(SAMPLE_BYTES / (4 * elements)))
+    weights = torch.ones(elements).expand(rows, elements)
+    return max(rows * elements * 4 / clock.measure(lambda: weights.sum(1), 1).clock for _ in range(SAMPLES))
+
+
+def limits(case: Case) -> dict[str, float | str | None]:
+    """The least time that the machine's measured limits allow: of arithmetic, or of reading the weights.
+
+    Threads share the weights, and each reads as fast as one core alone: beyond the caches that is an upper limit.
+    """
+    peak, width = peak_gflops(DTYPES[case.dtype], case.threads, case.device), DTYPES[case.dtype].itemsize
+    arithmetic_ms, reading_ms, bandwidth = case.flops() / peak / 1e6, 0.0, None
+    if case.device == "cpu":
+        bandwidth = case.threads * read_gbs(case.recurrent_weights() * width // case.threads)
+        reading_ms = case.weights_read() * width / bandwidth / 1e6
+    return {
+        "peak_gflops": peak,
+        "bandwidth_gbs": bandwidth,
+        "flops_per_byte": case.flops() / (case.weights_read() * width),
+        "bound_ms": max(arithmetic_ms, reading_ms),
+        "bound_by": "weights" if reading_ms > arithmetic_ms else "arithmetic",
+    }

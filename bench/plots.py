@@ -1,4 +1,4 @@
-"""The report's pictures: speed-up maps, bars, loss curves, and rates against the machine's peak."""
+"""The report's pictures: speed-up maps, rooflines, goals, bars, loss curves."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from .cases import CELLS, MODES
-from .measure import Record
-from .report import on_grid, times, undisturbed
+from .goals import Outcome, Record
+from .report import times, undisturbed
 
-TORCH_COLOR, RNNFAST_COLOR = "#c1442e", "#1f5fa8"
+TORCH_COLOR, RNNFAST_COLOR, MET_COLOR = "#c1442e", "#1f5fa8", "#2e7d4f"
 NEAREST = 1e-9  # what a loss curve's distance 0 is drawn as
 WIDEST_RATIO = 8  # where the colours of the speed-up map end
 
 
-def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+def draw(records: Sequence[Record], outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
     """Every picture that the records have something for, as PNG files in `folder`; those of an earlier run go."""
     for old in folder.glob("*.png"):
         old.unlink()
-    grid = [record for record in undisturbed(records) if on_grid(record)]
+    grid = [record for record in undisturbed(records) if record["section"] == "grid"]
     figures: dict[str, Figure] = {}
     for dtype, threads in sorted(
         {(r["dtype"], r["threads"]) for r in grid}, key=lambda key: (key[1], key[0] != "fp32")
@@ -32,8 +33,10 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
         part = [r for r in grid if (r["dtype"], r["threads"]) == (dtype, threads)]
         label = f"{dtype}, {threads} thread{'s' * (threads > 1)}" if part[0]["device"] == "cpu" else f"{dtype}, GPU"
         figures[f"speedup_{dtype}_{threads}"] = speedup_map(part, label)
-        figures[f"rate_{dtype}_{threads}"] = rates(part, label)
-    others = [record for record in undisturbed(records) if not on_grid(record)]
+        figures[f"roofline_{dtype}_{threads}"] = roofline(part, label)
+    if outcomes:
+        figures["goals"] = goals(outcomes)
+    others = [record for record in undisturbed(records) if record["section"] in ("other", "workloads")]
     if others:
         figures["other_cases"] = bars(others)
     curves = [record for record in records if record.get("losses")]
@@ -91,46 +94,99 @@ def speedup_map(records: Sequence[Record], label: str) -> Figure:
     return figure
 
 
-def rates(records: Sequence[Record], label: str) -> Figure:
-    """GFLOP/s against the batch (the arithmetic per weight that is read), with the measured peak as the roof."""
+def roofline(records: Sequence[Record], label: str) -> Figure:
+    """Rates under the machine's two measured roofs; a line joins torch.nn's point to rnnfast's of the same case."""
     hidden = sorted({r["hidden_size"] for r in records})
-    colors = {h: matplotlib.colormaps["viridis"](0.9 * i / max(1, len(hidden) - 1)) for i, h in enumerate(hidden)}
-    figure = Figure(figsize=(12, 6.6), layout="constrained")
-    axes = figure.subplots(len(MODES), len(CELLS), sharex=True, sharey=True, squeeze=False)
+    colors = {h: matplotlib.colormaps["plasma"](0.88 * i / max(1, len(hidden) - 1)) for i, h in enumerate(hidden)}
+    peak = max(r["peak_gflops"] for r in records)  # of runs that were merged: the least disturbed
+    figure = Figure(figsize=(13, 7.4), layout="constrained")
+    axes = figure.subplots(len(MODES), len(CELLS), sharey=True, squeeze=False)
     for row, mode in enumerate(MODES):
         for column, cell in enumerate(CELLS):
             ax: Axes = axes[row][column]
-            for h in hidden:
-                line = sorted(
-                    (r for r in records if (r["mode"], r["cell"], r["hidden_size"]) == (mode, cell, h)),
-                    key=lambda record: record["batch"],
-                )
-                if line:
-                    x = [r["batch"] for r in line]
-                    ax.plot(x, [r["gflops"] for r in line], "o-", color=colors[h], label=f"H={h}, rnnfast")
-                    ax.plot(x, [r["torch_gflops"] for r in line], "x:", color=colors[h], label=f"H={h}, torch.nn")
-            ax.axhline(records[0]["peak_gflops"], color="0.3", linestyle="--", linewidth=1)
+            members = [r for r in records if (r["mode"], r["cell"]) == (mode, cell)]
+            _draw_roofs(ax, members, peak)
+            for r in members:
+                # Sizes of one batch have one intensity: they stand side by side around it.
+                x = r["flops_per_byte"] * 2 ** (0.22 * (hidden.index(r["hidden_size"]) - (len(hidden) - 1) / 2))
+                color = colors[r["hidden_size"]]
+                ax.plot([x, x], [r["torch_gflops"], r["gflops"]], color=color, linewidth=1.2, alpha=0.7)
+                ax.plot(x, r["torch_gflops"], "o", markerfacecolor="white", color=color, markersize=5)
+                ax.plot(x, r["gflops"], "o", color=color, markersize=6)
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            ax.set_title(f"{cell}, {mode}", fontsize=10)
-            ax.grid(alpha=0.3)
+            places = sorted({r["batch"]: r["flops_per_byte"] for r in members}.items())
+            ax.set_xticks([x for _, x in places], [f"{x:.2g}\nB={batch}" for batch, x in places])
+            ax.minorticks_off()
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ax.set_title(f"{cell}, {mode}", fontsize=11)
+            ax.grid(alpha=0.25)
             if row == len(MODES) - 1:
-                ax.set_xlabel("batch B (rows)")
+                ax.set_xlabel("operations per byte of weights that must be read")
             if column == 0:
                 ax.set_ylabel("GFLOP/s")
-    handles, labels = max((ax.get_legend_handles_labels() for ax in axes.flat), key=lambda pair: len(pair[0]))
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
-    peak = records[0]["peak_gflops"]
-    figure.suptitle(
-        f"Rate of the matrix products: {label}; dashed: measured peak of torch's products, {peak:.0f} GFLOP/s"
-    )
+    rates = [r[name] for r in records for name in ("torch_gflops", "gflops")]
+    axes[0][0].set_ylim(min(rates) / 1.4, peak * 2.6)
+    handles = [Line2D([], [], marker="o", linestyle="", color=colors[h], label=f"H={h}") for h in hidden]
+    handles.append(Line2D([], [], marker="o", linestyle="", color="black", label="filled: rnnfast"))
+    empty = {"markerfacecolor": "white", "color": "black", "label": "empty: torch.nn"}
+    handles.append(Line2D([], [], marker="o", linestyle="", **empty))
+    figure.legend(handles=handles, loc="outside right center", fontsize=9)
+    figure.suptitle(f"Roofline: {label}, T={records[0]['seq_len']}, I=H (grey: the machine's measured limits)")
+    return figure
+
+
+def _draw_roofs(ax: Axes, members: Sequence[Record], peak: float) -> None:
+    """The peak of arithmetic, and the rates of reading the smallest and the largest weights with what lies between."""
+    if not members:
+        return
+    intensities = [r["flops_per_byte"] for r in members]
+    left, right = min(intensities) / 4, max(intensities) * 2
+    ax.set_xlim(left, right)
+    ax.axhline(peak, color="0.3", linewidth=1.5)
+    style = {"va": "bottom", "fontsize": 8, "color": "0.3"}
+    ax.text(right / 1.1, peak * 1.06, f"arithmetic {peak:.0f} GFLOP/s", ha="right", **style)
+    if members[0]["bandwidth_gbs"] is None:
+        return
+    fast, slow = (f(r["bandwidth_gbs"] for r in members) for f in (max, min))
+    xs = [left, peak / fast, peak / slow, right]
+    tops, bottoms = ([min(peak, x * rate) for x in xs] for rate in (fast, slow))
+    ax.fill_between(xs, bottoms, tops, color="0.85", linewidth=0)
+    ax.plot(xs, tops, color="0.3", linewidth=1.5)
+    text = f"reading weights: small\n{fast:.0f} GB/s, large {slow:.0f} GB/s"
+    ax.text(left * 1.08, peak * 1.06, text, ha="left", **style)
+
+
+def goals(outcomes: Sequence[Outcome]) -> Figure:
+    """How far every case is beyond its goal (right of the line) or short of it, a row per goal."""
+    figure = Figure(figsize=(12, 1.8 + 0.3 * len(outcomes)), layout="constrained")
+    ax = figure.subplots()
+    for y, outcome in enumerate(outcomes):
+        goal = outcome.goal
+        beyond = [goal.limit / v if goal.at_most else v / goal.limit for v in outcome.values]
+        color = MET_COLOR if outcome.met else TORCH_COLOR
+        ax.plot(beyond, [y] * len(beyond), "|", color=color, alpha=0.45, markersize=9)
+        ax.plot(min(beyond), y, "o", color=color, markersize=6)
+        if goal.mean is not None:
+            ax.plot(outcome.mean / goal.mean, y, "D", color=color, markersize=6, markerfacecolor="white")
+    ax.axvline(1, color="black", linewidth=1)
+    ax.set_yticks(range(len(outcomes)), [outcome.goal.what for outcome in outcomes], fontsize=8)
+    ax.invert_yaxis()
+    ax.margins(y=0.02)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_xlabel("how far beyond the goal (right of the line: reached)")
+    met = sum(outcome.met for outcome in outcomes)
+    legend = "stroke: a case; dot: the worst case; diamond: the mean, against its own goal"
+    ax.set_title(f"{met} of {len(outcomes)} goals met ({legend})")
     return figure
 
 
 def bars(records: Sequence[Record]) -> Figure:
     """The ratio of every case that is not a point of the grid."""
-    ordered = sorted(records, key=lambda record: ("workload" in record, record["speedup"]))
+    ordered = sorted(records, key=lambda record: (record["section"] == "workloads", record["speedup"]))
     figure = Figure(figsize=(10, 1.4 + 0.27 * len(ordered)), layout="constrained")
     ax = figure.subplots()
     for y, record in enumerate(ordered):

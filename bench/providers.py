@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -12,17 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import rnnfast
 
-from .cases import DTYPES, Case
-
-
-def new_module(namespace: ModuleType, case: Case) -> nn.Module:
-    """The case's layer or cell from `namespace` (torch.nn, or rnnfast which has the same constructors)."""
-    if case.form == "cell":
-        return getattr(namespace, case.cell + "Cell")(case.input_size, case.hidden_size)
-    options = {"num_layers": case.num_layers, "bidirectional": case.bidirectional}
-    if case.proj_size:
-        options["proj_size"] = case.proj_size
-    return getattr(namespace, case.cell)(case.input_size, case.hidden_size, **options)
+from .cases import DTYPES, Case, new_module
 
 
 class Problem:
@@ -51,69 +42,88 @@ class Problem:
 
 @dataclass
 class Runner:
-    """One provider on one problem. `run()` is what is timed; it returns every result, named, for the parity check."""
+    """One provider on one problem. `run()` returns every result, named, for the parity check; `timed` is the same work
+    without the names. Both expect gradients to be enabled unless the case's mode is "inference"."""
 
     namespace: ModuleType
     problem: Problem
 
     def __post_init__(self) -> None:
         case, problem = self.problem.case, self.problem
-        self.training = case.mode == "training"
         self.module = new_module(self.namespace, case).to(problem.input)
         self.module.load_state_dict(problem.state)
         self.parameters = list(self.module.parameters())
-        self.leaf = problem.input.clone().requires_grad_(self.training)
+        # So small a rate leaves the loss where it is over hundreds of steps; every weight is written all the same.
+        self.optimizer = torch.optim.SGD(self.parameters, lr=1e-6) if case.mode == "step" else None
+        self.single_cell = case.form == "cell" and case.seq_len == 1  # one bare call: no loop, no torch.stack
+        self.leaf = (problem.input[0] if self.single_cell else problem.input).clone().requires_grad_(case.has_gradients)
         self.takes_lengths = self.namespace is rnnfast
         self.lengths = problem.lengths.to(case.device)
         if case.form == "packed":
             packed = pack_padded_sequence(problem.input, problem.lengths, enforce_sorted=False)
-            self.leaf = packed.data.clone().requires_grad_(self.training)
+            self.leaf = packed.data.clone().requires_grad_(case.has_gradients)
             self.input = PackedSequence(self.leaf, *packed[1:])
         else:
             self.input = self.leaf
         self.forward = {"cell": self._cell_loop, "lengths": self._unequal_rows}.get(case.form, self._layer)
+        if self.single_cell:
+            self.forward = self._layer
+
+    @property
+    def timed(self) -> Callable[[], object]:
+        return self._gradients if self.problem.case.has_gradients else self.forward
 
     def run(self) -> dict[str, Tensor]:
-        if not self.training:
-            with torch.no_grad():
-                return self.forward()
-        results = self.forward()
-        wanted = [self.leaf, *self.parameters]
-        gradients = torch.autograd.grad(results["output"], wanted, self.problem.grad_output)
+        if not self.problem.case.has_gradients:
+            return self._named(self.forward())
+        result, gradients = self._gradients()
         names = ["grad_input", *(f"grad_{name}" for name, _ in self.module.named_parameters())]
-        return results | dict(zip(names, gradients, strict=True))
+        return self._named(result) | dict(zip(names, gradients, strict=True))
 
-    def _layer(self) -> dict[str, Tensor]:
-        output, hx = self.module(self.input)
-        return self._named(output.data if isinstance(output, PackedSequence) else output, hx)
+    def _gradients(self) -> tuple[object, tuple[Tensor, ...]]:
+        result = self.forward()
+        output = self._output(result)
+        grad_output = self.problem.grad_output.view_as(output)
+        gradients = torch.autograd.grad(output, [self.leaf, *self.parameters], grad_output)
+        if self.optimizer:
+            for parameter, gradient in zip(self.parameters, gradients[1:], strict=True):
+                parameter.grad = gradient
+            self.optimizer.step()
+        return result, gradients
 
-    def _unequal_rows(self) -> dict[str, Tensor]:
+    def _layer(self) -> object:
+        return self.module(self.input)
+
+    def _unequal_rows(self) -> object:
         if self.takes_lengths:
-            return self._named(*self.module(self.input, lengths=self.lengths))
+            return self.module(self.input, lengths=self.lengths)
         packed = pack_padded_sequence(self.input, self.problem.lengths, enforce_sorted=False)
         packed, hx = self.module(packed)
-        return self._named(pad_packed_sequence(packed, total_length=self.problem.case.seq_len)[0], hx)
+        return pad_packed_sequence(packed, total_length=self.problem.case.seq_len)[0], hx
 
-    def _cell_loop(self) -> dict[str, Tensor]:
+    def _cell_loop(self) -> object:
         hx, output = None, []
         for x in self.input.unbind(0):
             hx = self.module(x, hx)
             output.append(hx[0] if isinstance(hx, tuple) else hx)
-        return self._named(torch.stack(output), hx)
+        return torch.stack(output), hx
 
-    @staticmethod
-    def _named(output: Tensor, hx: Tensor | tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def _output(self, result: object) -> Tensor:
+        output = result[0] if isinstance(result, tuple) else result
+        return output.data if isinstance(output, PackedSequence) else output
+
+    def _named(self, result: object) -> dict[str, Tensor]:
+        """The results of any form: (output, h_n), (output, (h_n, c_n)), or a single cell's h or (h, c)."""
+        hx = result if self.single_cell else result[1]
         states = hx if isinstance(hx, tuple) else (hx,)
-        return {"output": output, **dict(zip(("h_n", "c_n"), states, strict=False))}
+        return {"output": self._output(result), **dict(zip(("h_n", "c_n"), states, strict=False))}
 
     def backend(self) -> str:
         """The implementation that a call takes: "torch", or what rnnfast says of itself."""
         if self.namespace is not rnnfast:
             return "torch"
-        if self.problem.case.form == "cell":
-            return backend_of(self.module, self.input[0])
-        with torch.set_grad_enabled(self.training):
-            return backend_of(self.module, self.input)
+        one_of_many = self.problem.case.form == "cell" and not self.single_cell
+        return backend_of(self.module, self.input[0] if one_of_many else self.input)
 
 
 def backend_of(module: nn.Module, *arguments: object) -> str:

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .cases import GOAL_MINIMUM, GOALS, Case
-from .measure import Record
+from . import goals
+from .goals import Outcome, Record, geomean
 
 CONTENDED = "Other programs held the cores while several threads were timed; close them and repeat for these cases."
-CASE_FIELDS = tuple(Case.__dataclass_fields__)
+HEADINGS = {
+    "grid": "Cases",
+    "other": "Other layers",
+    "calls": "Single calls, and cells in training",
+    "layers": "Bidirectional, stacked and projected layers beside the plain layer",
+    "packed": "Unequal lengths (half of the maximum on average) beside the padded layer",
+    "neighbours": "Sizes off the round numbers beside their round neighbours",
+    "oversubscribed": "As many busy processes as cores (wall time)",
+}
+# The number that a section is about, besides the ratio to torch.nn.
+RELATIVE = {
+    "layers": ("/ plain's ratio", goals.of_plain),
+    "packed": ("time / padded", goals.of_padded),
+    "neighbours": ("time / between", goals.of_interpolated),
+}
 
 
-def geomean(values: Iterable[float]) -> float:
-    logarithms = [math.log(value) for value in values]
-    return math.exp(sum(logarithms) / len(logarithms))
+def merged(files: Sequence[Path]) -> list[Record]:
+    """The records of several runs; of a case that was measured again, the last one, where the first one stood.
+
+    Raises ValueError where the runs are of different machines or instruction sets: their goals are not the same.
+    """
+    records: dict[tuple[str, str], Record] = {}
+    for file in files:
+        records |= {(record["section"], record["name"]): record for record in json.loads(file.read_text())}
+    places = {(record["machine"], record["isa"]) for record in records.values()}
+    if len(places) != 1:
+        raise ValueError(f"these results cannot be merged: {sorted(places)}")
+    return list(records.values())
 
 
 def measured(records: Iterable[Record]) -> list[Record]:
     """The records that passed the parity check and so have times."""
-    return [record for record in records if record["speedup"] is not None]
-
-
-def case_of(record: Record) -> Case:
-    return Case(**{field: record[field] for field in CASE_FIELDS})
-
-
-def on_grid(record: Record) -> bool:
-    return "workload" not in record and case_of(record).on_grid
+    return [record for record in records if record.get("speedup") is not None]
 
 
 def slowest(records: Sequence[Record]) -> Record:
@@ -66,10 +80,10 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def summary_table(records: Sequence[Record]) -> str:
-    """Geometric mean and extremes per group: each part of the grid, the special layers, the workloads."""
+    """Geometric mean and extremes per group: each part of the grid, and of every other section."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in undisturbed(records):
-        what = record["cell"] if on_grid(record) else "workloads" if "workload" in record else "other layers"
+        what = record["cell"] if record["section"] == "grid" else record["section"]
         groups.setdefault((what, record["mode"], record["dtype"], str(record["threads"])), []).append(record)
     rows = []
     for key, members in groups.items():
@@ -84,24 +98,54 @@ def mark(record: Record) -> str:
     return "" if record["speedup"] is None else " !" if record["contended"] else " *" if record["noisy"] else ""
 
 
-def times(record: Record) -> tuple[str, str, str]:
+def times(record: Record, unit: float = 1.0) -> tuple[str, str, str]:
     """torch's time, rnnfast's, and the ratio where it may be reported."""
     if record["speedup"] is None:
         return "", "", "wrong"
     ratio = "-" if record["contended"] else f"{record['speedup']:.2f}"
-    return f"{record['torch_ms']:.4g}", f"{record['rnnfast_ms']:.4g}", ratio
+    return f"{record['torch_ms'] * unit:.4g}", f"{record['rnnfast_ms'] * unit:.4g}", ratio
 
 
-def case_table(records: Iterable[Record]) -> str:
+def case_table(records: Sequence[Record]) -> str:
+    """One row per case; a column that no row has anything for is left out."""
+    among = {record["section"] for record in records}
+    name, unit = ("us", 1e3) if among == {"calls"} else ("ms", 1.0)
+    heading, relative = RELATIVE.get(min(among), ("", None)) if len(among) == 1 else ("", None)
+
+    def when_timed(text: Callable[[Record], str]) -> Callable[[Record], str]:
+        return lambda record: "" if record["speedup"] is None or record["contended"] else text(record)
+
+    def onnx(text: Callable[[float, Record], str]) -> Callable[[Record], str]:
+        ms = "onnxruntime"
+        return when_timed(lambda r: text(r["beside_ms"][ms], r) if ms in r.get("beside_ms", ()) else "")
+
+    columns: dict[str, Callable[[Record], str]] = {
+        "case": lambda r: r["name"] + mark(r),
+        "section": lambda r: r["section"] if len(among) > 1 else "",
+        "backend": lambda r: r["backend"],
+        f"torch {name}": lambda r: times(r, unit)[0],
+        f"rnnfast {name}": lambda r: times(r, unit)[1],
+        "ratio": lambda r: times(r)[2],
+        f"onnxruntime {name}": onnx(lambda ms, r: f"{ms * unit:.4g}"),
+        "its ratio": onnx(lambda ms, r: f"{ms / r['rnnfast_ms']:.2f}"),
+        heading: when_timed(lambda r: f"{relative(r):.2f}" if relative else ""),
+        "of limit": when_timed(lambda r: f"{r['fraction']:.0%}" if "fraction" in r else ""),
+        "limit": when_timed(lambda r: r.get("bound_by", "")),
+        "error": lambda r: f"{r['err']:.1e}",
+        "torch error": lambda r: f"{r['torch_err']:.1e}",
+    }
+    rows = [[text(record) for text in columns.values()] for record in records]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    headers = list(columns)
+    return table([headers[i] for i in kept], ([row[i] for i in kept] for row in rows))
+
+
+def memory_table(records: Iterable[Record]) -> str:
     rows = []
     for record in records:
-        errors = f"{record['err']:.1e}", f"{record['torch_err']:.1e}"
-        share = ""
-        if "gflops" in record and not record["contended"]:
-            share = f"{record['gflops'] / record['peak_gflops']:.0%}"
-        rows.append((record["name"] + mark(record), record["backend"], *times(record), share, *errors))
-    headers = ("case", "backend", "torch ms", "rnnfast ms", "ratio", "of peak", "error", "torch error")
-    return table(headers, rows)
+        mib = record["torch_mib"], record["rnnfast_mib"]
+        rows.append((record["name"], *(f"{value:.0f}" for value in mib), f"{goals.of_memory(record):.2f}"))
+    return table(("training", "torch MiB", "rnnfast MiB", "rnnfast / torch"), rows)
 
 
 def workload_table(records: Iterable[Record]) -> str:
@@ -117,17 +161,31 @@ def workload_table(records: Iterable[Record]) -> str:
     return table((*headers, "deviation", "torch's"), rows)
 
 
-def goal_table(records: Sequence[Record]) -> str:
-    """Geometric mean and minimum per cell and mode against the goals of cases.GOALS."""
+def valid(records: Sequence[Record]) -> list[Record]:
+    """What goals are judged by: the undisturbed times, and the memory."""
+    return [*undisturbed(records), *(record for record in records if record["section"] == "memory")]
+
+
+def judged(records: Sequence[Record], grid: bool) -> list[Outcome]:
+    """The CPU's goals that the records have cases for; without those of the grid where the records are a part of it."""
+    outcomes = goals.outcomes(valid([record for record in records if record["device"] == "cpu"]))
+    return [outcome for outcome in outcomes if grid or outcome.goal.section != "grid"]
+
+
+def goal_table(outcomes: Sequence[Outcome]) -> str:
+    """Every goal: the mean and the worst of its cases, each with its limit."""
     rows = []
-    for (cell, mode), goal in GOALS.items():
-        members = [r for r in undisturbed(records) if on_grid(r) and (r["cell"], r["mode"]) == (cell, mode)]
-        if members:
-            mean, least = geomean(r["speedup"] for r in members), slowest(members)
-            met = "yes" if mean >= goal and least["speedup"] >= GOAL_MINIMUM else "NO"
-            numbers = f"{mean:.2f}", f"{goal:.1f}", f"{least['speedup']:.2f}", f"{GOAL_MINIMUM:.2f}"
-            rows.append((f"{cell} {mode}", *numbers, met, least["name"]))
-    return table(("", "geomean", "goal", "min", "goal", "met", "case of the minimum"), rows)
+    for outcome in outcomes:
+        goal, worst = outcome.goal, outcome.worst
+        mean = "" if goal.mean is None else f"{goal.mean:.2f}"
+        limit = f"{'<=' if goal.at_most else '>='} {goal.limit:.2f}"
+        numbers = f"{outcome.mean:.2f}", mean, f"{outcome.values[worst]:.2f}", limit
+        count, met = str(len(outcome.cases)), "yes" if outcome.met else "NO"
+        if goal.cases:
+            count += f" of {goal.cases}"
+            met += " so far" * (len(outcome.cases) < goal.cases)
+        rows.append((goal.what, count, *numbers, met, outcome.cases[worst]["name"]))
+    return table(("goal", "cases", "geomean", "goal", "worst", "goal", "met", "the worst case"), rows)
 
 
 def losses_table(records: Sequence[Record]) -> str:
@@ -136,25 +194,36 @@ def losses_table(records: Sequence[Record]) -> str:
     return case_table(lost) if lost else "No case was slower than torch.nn."
 
 
-def sections(title: str, records: Sequence[Record], goal: bool) -> list[tuple[str, str]]:
-    """The report's parts in order, as (heading, text); the terminal prints them all but long lists of cases."""
+def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """The report's parts in order, as (heading, text)."""
     first = records[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    parts = [(title, f"{first['machine']}\n{versions}, commit {first['commit']}")]
+    commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
+    parts = [(title, f"{first['machine']}, rnnfast on {first['isa']}\n{versions}, commit {commits}")]
     failures = [f"{record['name']}: {record['failure']}" for record in records if record["failure"]]
     if failures:
         parts.append(("WRONG RESULTS (no speed-up is reported for these)", "\n".join(failures)))
-    workloads = [record for record in records if "workload" in record]
-    parts.append(("Cases", case_table(record for record in records if "workload" not in record)))
+    onnx = [f"{r['name']}: {r['onnxruntime_failure']}" for r in records if r.get("onnxruntime_failure")]
+    if onnx:
+        parts.append(("Wrong results of ONNX Runtime (not timed)", "\n".join(onnx)))
+    for section, heading in HEADINGS.items():
+        members = [record for record in records if record["section"] == section]
+        if members:
+            parts.append((heading, case_table(members)))
+    memory = [record for record in records if record["section"] == "memory"]
+    if memory:
+        parts.append(("Peak memory of training, each in a process of its own", memory_table(memory)))
+    workloads = [record for record in records if record["section"] == "workloads"]
     if workloads:
         parts.append(("Workloads on real input (times per epoch, or per step)", workload_table(workloads)))
-    parts.append(("Where torch.nn was faster", losses_table(records)))
-    parts.append(("Summary (ratio of torch.nn's time to rnnfast's)", summary_table(records)))
+    if measured(records):
+        parts.append(("Where torch.nn was faster", losses_table(records)))
+        parts.append(("Summary (ratio of torch.nn's time to rnnfast's)", summary_table(records)))
     disturbed = len(measured(records)) - len(undisturbed(records))
     if disturbed:
         parts.append((f"{disturbed} cases with ! are left out of all means", CONTENDED))
-    if goal:
-        parts.append(("Goals", goal_table(records)))
+    if outcomes:
+        parts.append(("Goals", goal_table(outcomes)))
     return parts
 
 

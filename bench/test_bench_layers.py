@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 import rnnfast
-from bench import cases, parity
+from bench import cases, parity, suites
 from bench.providers import Problem, Runner
 
 pytest.importorskip("pytest_benchmark")
 
 NAMESPACES = {"torch": nn, "rnnfast": rnnfast}
-CASES = [*cases.grid((64, 256), (1, 16)), *cases.special(threads=1)]
+CASES = [*cases.grid((64, 256), (1, 16)), *suites.special(threads=1)]
 
 
 @pytest.fixture
@@ -34,8 +34,9 @@ def one_thread():
 def test_bench_layer(case, provider, benchmark, one_thread):
     problem = Problem(case)
     runner = Runner(NAMESPACES[provider], problem)
-    verdict = parity.check(case, Runner(nn, problem).run(), runner.run())
-    assert verdict.failure is None, verdict.failure
-    benchmark.group = case.name
-    benchmark.extra_info |= {"backend": runner.backend(), "err": verdict.err, "torch_err": verdict.torch_err}
-    benchmark(runner.run)
+    with torch.set_grad_enabled(case.mode != "inference"):
+        verdict = parity.check(case, Runner(nn, problem).run(), runner.run())
+        assert verdict.failure is None, verdict.failure
+        benchmark.group = case.name
+        benchmark.extra_info |= {"backend": runner.backend(), "err": verdict.err, "torch_err": verdict.torch_err}
+        benchmark(runner.timed)

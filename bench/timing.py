@@ -1,7 +1,7 @@
-"""Interleaved A/B timing: the two sides take turns call by call, so that whatever the machine does meets both alike.
+"""Interleaved timing: torch.nn, rnnfast and others take turns call by call, so what the machine does meets all alike.
 
 The clock depends on what runs. One CPU thread: CPU time of the process, which does not count the time that other
-programs take away. Several threads: wall time (CPU time would hide waiting for each other), and only of pairs in which
+programs take away. Several threads: wall time (CPU time would hide waiting for each other), and only of rounds in which
 no thread of ours had to wait for a core: on a busy machine torch's threads lose far more than ours, which is true but
 not what a reader expects. CUDA: the time between two events on the stream, after the L2 cache was overwritten.
 Wall time is always taken too, as a check.
@@ -14,20 +14,22 @@ import glob
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 Call = Callable[[], object]
-SHORTEST_NS = 200_000  # a sample repeats its call until it lasts this long: the clock's own cost stays below 1 %
-MIN_PAIRS, MAX_PAIRS = 5, 400
-FEWEST_PAIRS = 3  # of calls so long that MIN_PAIRS of them would exhaust the patience
-NOISY = 0.15  # half the pairs' ratios are farther than this from their median
+MIN_ROUNDS, MAX_ROUNDS = 5, 400
+FEWEST_ROUNDS = 3  # of calls so long that MIN_ROUNDS of them would exhaust the patience
+NOISY = 0.15  # half the rounds' ratios are farther than this from their median
 QUIET = 0.02  # the largest share of a sample's time that our threads may have waited for a core
-PATIENCE = 3  # how many times longer a measurement may last in the hope of quiet pairs
+PATIENCE = 3  # how many times longer a measurement may last in the hope of quiet rounds
+# After a call of torch or rnnfast libgomp's threads spin on for 8 ms (CPU time used during a sleep; Zen 4) and would
+# hold the cores of another library's threads. Calls much longer than waking up need no untimed call before them.
+SETTLE_SECONDS, LONG_NS = 0.012, 20_000_000
 
 
 class Sample(NamedTuple):
@@ -43,21 +45,22 @@ class Sample(NamedTuple):
         return Sample(self.clock + other.clock, wall, waited / wall)
 
 
-Pair = tuple[Sample, Sample]  # torch's, rnnfast's
+Round = Sequence[Sample]  # torch's, rnnfast's, and of those beside them
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians of one interleaved measurement, in milliseconds per call; `speedup` is torch's over rnnfast's."""
+    """Medians (on busy cores means) in milliseconds per call; `speedup` is torch's over rnnfast's."""
 
     torch_ms: float
     rnnfast_ms: float
     torch_wall_ms: float
     rnnfast_wall_ms: float
-    pairs: int
-    spread: float  # half the interquartile range of the ratios of the pairs, relative to their median
+    rounds: int
+    spread: float  # half the interquartile range of the ratios of the rounds, relative to their median
     clock: str  # "cpu", "wall" or "cuda"
-    contended: bool  # a wall time, and there were too few quiet pairs: other programs held the cores
+    contended: bool  # a wall time, and there were too few quiet rounds: other programs held the cores
+    beside_ms: dict[str, float] = field(default_factory=dict)  # of whatever else took turns
 
     @property
     def speedup(self) -> float:
@@ -80,6 +83,9 @@ class Timing:
 class CpuClock:
     """Times a call on the CPU: process CPU time for one thread (where the system counts it finely), else wall time."""
 
+    average = staticmethod(statistics.median)
+    shortest_ns = 200_000  # a sample repeats its call until it lasts this long: the clock's own cost stays below 1 %
+
     def __init__(self, threads: int) -> None:
         self.name = "cpu" if threads == 1 and sys.platform == "linux" else "wall"
 
@@ -92,6 +98,23 @@ class CpuClock:
         if self.name == "cpu":
             return Sample(cpu / repeats, wall / repeats)
         return Sample(wall / repeats, wall / repeats, (_run_queue_ns() - waited) / wall)
+
+
+class BusyClock:
+    """Wall time on cores that other programs keep busy: long samples, of many of the scheduler's slices of some ms.
+
+    Their mean counts, not their median: time lost to another program is what this is about.
+    """
+
+    name, shortest_ns = "wall", 100_000_000
+    average = staticmethod(statistics.fmean)
+
+    def measure(self, call: Call, repeats: int) -> Sample:
+        wall = time.perf_counter_ns()
+        for _ in range(repeats):
+            call()
+        wall = (time.perf_counter_ns() - wall) / repeats
+        return Sample(wall, wall)
 
 
 def _run_queue_ns() -> int:
@@ -108,7 +131,8 @@ def _run_queue_ns() -> int:
 class CudaClock:
     """Times a call on the GPU by events on the current stream; the L2 cache is overwritten before every sample."""
 
-    name = "cuda"
+    name, shortest_ns = "cuda", 200_000
+    average = staticmethod(statistics.median)
 
     def __init__(self) -> None:
         l2_bytes = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
@@ -128,54 +152,78 @@ class CudaClock:
         return Sample(self.start.elapsed_time(self.end) * 1e6 / repeats, wall / repeats)
 
 
-def new_clock(device: str, threads: int) -> CpuClock | CudaClock:
+Clock = CpuClock | BusyClock | CudaClock
+
+
+def new_clock(device: str, threads: int) -> Clock:
     return CudaClock() if device == "cuda" else CpuClock(threads)
 
 
-def interleave(torch_call: Call, rnnfast_call: Call, clock: CpuClock | CudaClock, seconds: float) -> Timing:
-    """Alternates the two calls (A B, B A, A B, ...) for about `seconds`, and a few times more where calls are long.
+def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, settle: bool = False) -> Timing:
+    """The calls take turns for about `seconds`, and a few times more where they are long; "torch", "rnnfast" first.
 
-    One untimed call of each comes first; the caller has made others, to check the results.
+    One untimed call of each comes first; the caller has made others, to check the results. settle: the calls use
+    threads of different libraries, so each sample waits for the others' to sleep and wakes its own by one more call.
     """
-    calls = (torch_call, rnnfast_call)
-    repeats = [max(1, round(SHORTEST_NS / max(1.0, clock.measure(call, 1).wall))) for call in calls]
-    pairs: list[Pair] = []
+    names = list(calls)
+    lasting = {name: clock.measure(call, 1).wall for name, call in calls.items()}
+    repeats = {name: max(1, round(clock.shortest_ns / max(1.0, wall))) for name, wall in lasting.items()}
+
+    def sample(name: str) -> Sample:
+        if settle:
+            time.sleep(SETTLE_SECONDS)
+            if lasting[name] < LONG_NS:
+                calls[name]()
+        return clock.measure(calls[name], repeats[name])
+
+    rounds: list[Round] = []
     start = time.perf_counter()
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        while _wants_more(pairs, (time.perf_counter() - start) / seconds):
-            sample = {side: clock.measure(calls[side], repeats[side]) for side in turn(len(pairs))}
-            pairs.append((sample[0], sample[1]))
+        while _wants_more(rounds, (time.perf_counter() - start) / seconds):
+            samples = {side: sample(names[side]) for side in turn(len(rounds), len(names))}
+            rounds.append([samples[side] for side in range(len(names))])
     finally:
         if collecting:
             gc.enable()
-    return summarise(pairs, clock.name)
+    return summarise(rounds, clock.name, names[2:], clock.average)
 
 
-def turn(index: int) -> tuple[int, int]:
-    """Which side comes first in pair number `index`."""
-    return (0, 1) if index % 2 == 0 else (1, 0)
+def turn(index: int, sides: int = 2) -> list[int]:
+    """The order of the sides in round number `index`: each is first, second, ... equally often."""
+    return [(index + position) % sides for position in range(sides)]
 
 
-def _wants_more(pairs: list[Pair], elapsed: float) -> bool:
+def _wants_more(rounds: list[Round], elapsed: float) -> bool:
     """`elapsed`: the time since the start in units of the time that was given."""
-    if len(pairs) < FEWEST_PAIRS:
+    if len(rounds) < FEWEST_ROUNDS:
         return True
-    return len(pairs) < MAX_PAIRS and elapsed < (1 if len(_quiet(pairs)) >= MIN_PAIRS else PATIENCE)
+    return len(rounds) < MAX_ROUNDS and elapsed < (1 if len(_quiet(rounds)) >= MIN_ROUNDS else PATIENCE)
 
 
-def _quiet(pairs: list[Pair]) -> list[Pair]:
-    return [pair for pair in pairs if max(sample.waited for sample in pair) <= QUIET]
+def _quiet(rounds: list[Round]) -> list[Round]:
+    return [samples for samples in rounds if max(sample.waited for sample in samples) <= QUIET]
 
 
-def summarise(pairs: list[Pair], clock: str) -> Timing:
-    """Medians of the quiet pairs; of all pairs, and `contended`, where too few are quiet."""
-    quiet = _quiet(pairs)
-    contended = len(quiet) < min(MIN_PAIRS, max(2, len(pairs) // 2))
+def summarise(
+    rounds: list[Round],
+    clock: str,
+    beside: Sequence[str] = (),
+    average: Callable[[Iterable[float]], float] = statistics.median,
+) -> Timing:
+    """Averages of the quiet rounds; of all rounds, and `contended`, where too few are quiet."""
+    quiet = _quiet(rounds)
+    contended = len(quiet) < min(MIN_ROUNDS, max(2, len(rounds) // 2))
     if not contended:
-        pairs = quiet
-    low, middle, high = statistics.quantiles([a.clock / b.clock for a, b in pairs], n=4)
-    medians = [statistics.median(pair[side][kind] for pair in pairs) / 1e6 for kind in (0, 1) for side in (0, 1)]
-    return Timing(*medians, len(pairs), (high - low) / 2 / middle, clock, contended)
+        rounds = quiet
+
+    def average_ms(side: int, kind: int = 0) -> float:
+        return average(samples[side][kind] for samples in rounds) / 1e6
+
+    low, middle, high = statistics.quantiles([a.clock / b.clock for a, b, *_ in rounds], n=4)
+    spread = (high - low) / 2 / middle
+    times = average_ms(0), average_ms(1), average_ms(0, 1), average_ms(1, 1)
+    others = {name: average_ms(side) for side, name in enumerate(beside, start=2)}
+    return Timing(*times, len(rounds), spread, clock, contended, others)

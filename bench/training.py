@@ -1,7 +1,7 @@
 """Trains a workload with torch.nn and with rnnfast, step by step in turn, and once in float64 as the measure of both.
 
 Adam with the usual learning rates keeps float32 training within 1e-6 of float64 over the first steps: there the curves
-are compared sharply there; bench/README.md has the measurement.
+are compared; bench/README.md has the measurement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import rnnfast
 from . import data, parity
 from .cases import DTYPES, Case
 from .providers import backend_of
-from .timing import Pair, Sample, Timing, interleave, new_clock, summarise, turn
+from .timing import Round, Sample, Timing, interleave, new_clock, summarise, turn
 from .workloads import Workload
 
 STREAMED = 64  # characters per timed call of the streaming model
@@ -67,13 +67,13 @@ def train(workload: Workload) -> tuple[Trained, Training]:
     batches, dtype, case = workload.batches(), DTYPES[workload.case.dtype], workload.case
     sides = [Training(namespace, workload, batches, dtype) for namespace in (nn, rnnfast)]
     clock = new_clock(case.device, case.threads)
-    epochs: list[Pair] = []
+    epochs: list[Round] = []
     for _ in range(workload.epochs):
         epoch = [Sample(0.0, 0.0), Sample(0.0, 0.0)]
         for index in range(len(batches)):
             for side in turn(index):
                 epoch[side] += clock.measure(sides[side].step, 1)
-        epochs.append((epoch[0], epoch[1]))
+        epochs.append(epoch)
 
     curves = {"torch": sides[0].curve(), "rnnfast": sides[1].curve(), "float64": _float64_curve(workload, batches)}
     compared = len(curves["float64"])
@@ -103,9 +103,8 @@ def stream(workload: Workload, trained: Training) -> tuple[Case, Timing, parity.
     sides[2].double()
     results = [{"logits": model.stream(text)} for model in sides]
     verdict = parity.judge(results[2], results[0], results[1], torch.float32, parity.longest_sums(case))
-    timing = interleave(
-        lambda: sides[0].stream(text), lambda: sides[1].stream(text), new_clock(device, case.threads), seconds=2.0
-    )
+    calls = {"torch": lambda: sides[0].stream(text), "rnnfast": lambda: sides[1].stream(text)}
+    timing = interleave(calls, new_clock(device, case.threads), seconds=2.0)
     with torch.no_grad():
         backend = backend_of(*sides[1].recurrent_call((text[:1, None],)))
     return case, timing.per(STREAMED), verdict, backend
