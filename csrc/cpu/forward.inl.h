@@ -21,7 +21,6 @@ class Forward {
   using C = ComputeOf<E>;
   using S = Simd<C>;
   using V = typename S::V;
-  using Math = CellMath<S>;
   static constexpr int kLanes = S::kLanes;
   static constexpr int kGates = gate_count(kCell);
 
@@ -310,11 +309,7 @@ class Forward {
                         rest + v * kLanes,
                         at_step ? 0 : ahead_stride_,
                         gate_stride};
-        const bool save = call_.direction[member.d].gates;
-        if (units == kLanes)
-          save ? finish<true, true>(member, step, t, tile) : finish<true, false>(member, step, t, tile);
-        else
-          save ? finish<false, true>(member, step, t, tile) : finish<false, false>(member, step, t, tile);
+        call_.direction[member.d].gates ? finish<true>(member, step, t, tile) : finish<false>(member, step, t, tile);
       }
       finished = end;
     });
@@ -333,81 +328,39 @@ class Forward {
     int gate_stride;  // of both
   };
 
-  template <bool kFull, class T>
-  static RNNFAST_INLINE V load(const T* p, int count) {
-    return kFull ? Io<T>::load(p) : Io<T>::load_first(p, count);
-  }
-  template <bool kFull, class T>
-  static RNNFAST_INLINE void store(T* p, V value, int count) {
-    kFull ? Io<T>::store(p, value) : Io<T>::store_first(p, value, count);
-  }
-
-  // Activations, state update and stores. Everything is in local pointers that advance by a row: the compiler must
-  // assume that the stores change members, and reloading those took longer than the arithmetic, which waits on latency.
-  template <bool kFull, bool kSave>
+  template <bool kSave>
   void finish(const Member& member, int64_t step, int64_t t, const Tile& tile) {
     const State& state = state_[member.d];
     const ForwardDirection<E, C>& direction = call_.direction[member.d];
     const int64_t hidden = shape_.hidden_size, slices = grid_.slices;
     const int64_t b = member.slice + tile.first_row * slices, row = schedule_.offset[t] + b;
-    const int64_t ahead_stride = tile.ahead_stride, row_stride = tile.row_stride, gate = tile.gate_stride;
-    const int64_t hidden_stride = slices * hidden_stride_, cell_stride = slices * hidden;
-    const int64_t output_stride = slices * output_stride_;
-    const int rows = tile.rows, units = tile.units;
-    const bool projected = shape_.proj_size > 0, relu = shape_.relu;
-    const C* gates = tile.gates;
-    const C* ahead = tile.ahead;
-    const E* h_prev = state.h[step % 2] + b * hidden_stride_ + tile.unit;
-    E* next =
-        projected ? state.raw + b * raw_stride_ + tile.unit : state.h[(step + 1) % 2] + b * hidden_stride_ + tile.unit;
-    const int64_t next_stride = projected ? slices * raw_stride_ : hidden_stride;
-    E* output = call_.output + row * output_stride_ + member.d * output_size_ + tile.unit;
-    C* c_slot = kCell == Cell::kLstm ? state.c + b * hidden + tile.unit : nullptr;
-    E* saved =
-        kSave && kCell != Cell::kRnn ? direction.gates + row * saved_planes(kCell) * hidden + tile.unit : nullptr;
-    C* cells = kSave && kCell == Cell::kLstm ? direction.cells + row * hidden + tile.unit : nullptr;
-    const V hidden_bias = kCell == Cell::kGru ? S::load(state.bias_hidden + tile.unit) : V{};
-    for (int m = 0; m < rows; ++m) {
-      V h;
-      if constexpr (kCell == Cell::kGru) {
-        V r = S::load(gates) + S::load(ahead), z = S::load(gates + gate) + S::load(ahead + gate);
-        V n = S::load(ahead + 2 * gate);
-        const V hn = S::load(gates + 2 * gate) + hidden_bias;
-        h = Math::gru_forward(r, z, n, hn, load<kFull>(h_prev, units));
-        if constexpr (kSave) {
-          store<kFull>(saved, r, units);
-          store<kFull>(saved + hidden, z, units);
-          store<kFull>(saved + 2 * hidden, n, units);
-          store<kFull>(saved + 3 * hidden, hn, units);
-        }
-      } else if constexpr (kCell == Cell::kLstm) {
-        V c = load<kFull>(c_slot, units);
-        V i = S::load(gates) + S::load(ahead), f = S::load(gates + gate) + S::load(ahead + gate);
-        V g = S::load(gates + 2 * gate) + S::load(ahead + 2 * gate);
-        V o = S::load(gates + 3 * gate) + S::load(ahead + 3 * gate);
-        h = kSave ? Math::lstm_forward(i, f, g, o, c) : Math::lstm_infer(i, f, g, o, c);
-        store<kFull>(c_slot, c, units);
-        if constexpr (kSave) {
-          store<kFull>(saved, i, units);
-          store<kFull>(saved + hidden, f, units);
-          store<kFull>(saved + 2 * hidden, g, units);
-          store<kFull>(saved + 3 * hidden, o, units);
-          store<kFull>(cells, c, units);
-        }
-      } else {
-        h = Math::rnn_forward(S::load(gates) + S::load(ahead), relu);
-      }
-      store<kFull>(next, h, units);
-      if (!projected) store<kFull>(output, h, units);
-      gates += row_stride;
-      ahead += ahead_stride;
-      h_prev += hidden_stride;
-      next += next_stride;
-      output += output_stride;
-      c_slot += cell_stride;
-      saved += saved_planes(kCell) * cell_stride;
-      cells += cell_stride;
-    }
+    E* const h_next = state.h[(step + 1) % 2] + b * hidden_stride_ + tile.unit;
+    CellRows<E, kCell> rows;
+    rows.rows = tile.rows;
+    rows.units = tile.units;
+    rows.relu = shape_.relu;
+    rows.hidden = hidden;
+    rows.gates = tile.gates;
+    rows.gates_stride = tile.row_stride;
+    rows.ahead = tile.ahead;
+    rows.ahead_stride = tile.ahead_stride;
+    rows.gate_stride = tile.gate_stride;
+    rows.h_prev = state.h[step % 2] + b * hidden_stride_ + tile.unit;
+    rows.h_stride = slices * hidden_stride_;
+    rows.next = shape_.proj_size ? state.raw + b * raw_stride_ + tile.unit : h_next;
+    rows.next_stride = slices * (shape_.proj_size ? raw_stride_ : hidden_stride_);
+    rows.output =
+        shape_.proj_size ? nullptr : call_.output + row * output_stride_ + member.d * output_size_ + tile.unit;
+    rows.output_stride = slices * output_stride_;
+    if (kCell == Cell::kLstm) rows.c = state.c + b * hidden + tile.unit;
+    if (kCell == Cell::kGru) rows.bias_hidden = state.bias_hidden + tile.unit;
+    if (kSave && kCell != Cell::kRnn) rows.saved = direction.gates + row * saved_planes(kCell) * hidden + tile.unit;
+    if (kSave && kCell == Cell::kLstm) rows.cells = direction.cells + row * hidden + tile.unit;
+    rows.c_stride = slices * hidden;
+    if (tile.units == kLanes)
+      run_rows<true, kSave>(rows);
+    else
+      run_rows<false, kSave>(rows);
   }
 
   template <bool kFull>
@@ -415,8 +368,8 @@ class Forward {
                                    int count, V h) {
     E* out = call_.output + row * output_stride_ + member.d * output_size_ + column;
     E* next = state_[member.d].h[(step + 1) % 2] + b * hidden_stride_ + column;
-    store<kFull>(out, h, count);
-    store<kFull>(next, h, count);
+    store_part<kFull>(out, h, count);
+    store_part<kFull>(next, h, count);
   }
 
   // h = W_hr (o * tanh(c)) for one block of projected columns.

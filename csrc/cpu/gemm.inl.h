@@ -61,6 +61,16 @@ struct Io {
   static RNNFAST_INLINE void store_first(E* p, V v, int count) { S::store_first(p, v, count); }
 };
 
+// `count` elements, which is known to be a whole vector where kFull.
+template <bool kFull, class T>
+RNNFAST_INLINE auto load_part(const T* p, [[maybe_unused]] int count) {
+  return kFull ? Io<T>::load(p) : Io<T>::load_first(p, count);
+}
+template <bool kFull, class T, class V>
+RNNFAST_INLINE void store_part(T* p, V value, [[maybe_unused]] int count) {
+  kFull ? Io<T>::store(p, value) : Io<T>::store_first(p, value, count);
+}
+
 #if defined(__AVX512BF16__)
 template <>
 struct Io<BFloat16> {

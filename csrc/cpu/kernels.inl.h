@@ -32,6 +32,7 @@ namespace rnnfast::RNNFAST_ISA {
 #include "gemm.inl.h"
 #include "direct.inl.h"
 #include "plan.inl.h"
+#include "cell_rows.inl.h"
 #include "forward.inl.h"
 #include "outer_sum.inl.h"
 #include "backward.inl.h"
