@@ -61,6 +61,20 @@ def test_stacks(case):
     check(case)
 
 
+# Rows enough for three blocks of the weights' gradients, the last with an odd number; odd sizes everywhere.
+MANY_ROWS = {"T": 33, "B": 65, "I": 5, "H": 13, "seed": 9}
+MANY_ROWS_CASES = [Case(cell, **MANY_ROWS, dtype=dtype) for cell in CELLS for dtype in (torch.float32, BF16)]
+MANY_ROWS_CASES += [
+    Case("lstm", **MANY_ROWS, proj=7, bidirectional=True, dtype=BF16),
+    Case("gru", **(MANY_ROWS | {"I": 35, "H": 71}), bidirectional=True, ragged="lengths", threads=2, dtype=BF16),
+]
+
+
+@pytest.mark.parametrize("case", MANY_ROWS_CASES, ids=str)
+def test_many_rows(case):
+    check(case)
+
+
 DTYPE_SHAPES = [(1, 1, 2, 1), (2, 3, 1, 5), (7, 65, 5, 20), (40, 3, 7, 63), (3, 2, 100, 130), (129, 4, 3, 33)]
 DTYPE_CASES = [
     Case(cell, *shape, dtype=dtype, seed=i)
