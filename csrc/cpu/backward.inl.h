@@ -71,8 +71,9 @@ class Backward {
       state.raw = workspace_.take<T>(shape_.proj_size ? schedule_.total * hidden_ : 0);
       state.previous = workspace_.take<const T*>(schedule_.total);
       // The gradient of the state that a step hands to the one before it, in place.
-      T* carry = workspace_.take<T>(kCell == Cell::kGru ? schedule_.batch * hidden_ : 0);
-      carry_[d] = kCell == Cell::kLstm ? call_.direction[d].grad_cx : carry;
+      const bool own = kCell == Cell::kGru || (kCell == Cell::kLstm && !call_.direction[d].grad_cx);
+      T* carry = workspace_.take<T>(own ? schedule_.batch * hidden_ : 0);
+      carry_[d] = own ? carry : call_.direction[d].grad_cx;
     }
     scratch_size_ = OuterSum<T>::scratch_size(kPlanes, ceil_div(hidden_, grid_.team()));
     scratch_ = workspace_.take<T>(grid_.size() * scratch_size_);
@@ -206,6 +207,7 @@ class Backward {
 
   // Rows whose sequence begins after this step: dh is the gradient of their initial state.
   void leave(const Member& member, const Tile& tile) {
+    if (!call_.direction[member.d].grad_hx) return;
     for (int m = 0; m < tile.rows; ++m) {
       const int64_t b = member.place.slice + (tile.first_row + m) * grid_.slices;
       V dh = tile.dh[m * tile.dh_stride];
@@ -402,10 +404,13 @@ class Backward {
 
 template <class T, Cell kCell>
 void backward_cell(const BackwardCall<T>& call) {
-  if (Backward<T, kCell>(call).run()) return;
+  const auto run = [](const BackwardCall<T>& call) {
+    return StepBackward<T, kCell>::takes(call) ? StepBackward<T, kCell>(call).run() : Backward<T, kCell>(call).run();
+  };
+  if (run(call)) return;
   auto alone = call;
   alone.threads = 1;
-  Backward<T, kCell>(alone).run();
+  run(alone);
 }
 
 template <class T>

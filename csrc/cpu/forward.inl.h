@@ -434,7 +434,7 @@ class Forward {
   void store_final_states(int d) {
     const int64_t hidden = shape_.hidden_size;
     int64_t t = 0;
-    for (int64_t b = schedule_.batch - 1; b >= 0; --b) {
+    for (int64_t b = schedule_.batch - 1; call_.direction[d].h_n && b >= 0; --b) {
       if (d == 0)
         while (t + 1 < schedule_.steps && schedule_.count[t + 1] > b) ++t;
       std::memcpy(call_.direction[d].h_n + b * output_size_,

@@ -33,6 +33,7 @@ namespace rnnfast::RNNFAST_ISA {
 #include "plan.inl.h"
 #include "forward.inl.h"
 #include "outer_sum.inl.h"
+#include "step_backward.inl.h"
 #include "backward.inl.h"
 // clang-format on
 
