@@ -28,7 +28,7 @@ class Call(NamedTuple):
     batch_first: bool = False
     batch_sizes: Tensor | None = None
     lengths: Tensor | None = None
-    step: int = 0  # hidden_size of a cell module whose one step this is
+    step: bool = False  # a cell module's one step: input [B, I] and states [B, H]
 
 
 def fits(call: Call) -> bool:
@@ -38,7 +38,9 @@ def fits(call: Call) -> bool:
     """
     input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
     packed = batch_sizes is not None
-    if input.dim() != (2 if packed else 3) or input.size(1 if call.batch_first and not packed else 0) == 0:
+    if input.dim() != (2 if packed or call.step else 3):
+        return False
+    if not call.step and input.size(1 if call.batch_first and not packed else 0) == 0:
         return False
     compiling = torch.compiler.is_compiling()
     if not compiling and not all(_plain(tensor) for tensor in (input, *weights, *(call.states or ()))):
@@ -72,12 +74,13 @@ def fits(call: Call) -> bool:
     if packed:
         batch = states[0].size(1) if compiling else int(batch_sizes[0])
     else:
-        batch = input.size(0 if call.batch_first else 1)
-    shape = (call.num_layers * directions, batch, output_size)
+        batch = _batch(call)
+    ahead = (batch,) if call.step else (call.num_layers * directions, batch)
+    shape = (*ahead, output_size)
     for state in states:
         if state.shape != shape or state.dtype not in dtypes or state.device != device:
             return False
-        shape = (*shape[:2], hidden_size)
+        shape = (*ahead, hidden_size)
     return states[-1].dtype is states[0].dtype
 
 
@@ -100,16 +103,17 @@ def _descending(batch_sizes: Tensor, rows: int) -> bool:
     return bool(sizes) and sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
 
 
+def _batch(call: Call) -> int:
+    return call.input.size(0 if call.batch_first or call.step else 1)
+
+
 def zeros(call: Call) -> tuple[Tensor, ...]:
     """Initial states of zeros, like torch.nn's in the dtype of the input."""
     input, directions = call.input, 2 if call.bidirectional else 1
-    if call.batch_sizes is not None:
-        batch = int(call.batch_sizes[0])
-    else:
-        batch = input.size(0 if call.batch_first else 1)
+    batch = _batch(call) if call.batch_sizes is None else int(call.batch_sizes[0])
     rows, output_size = call.weights[0].size(0), call.weights[1].size(1)
     hidden_size = rows // CELLS[call.cell].gates
-    shape = call.num_layers * directions, batch
+    shape = (batch,) if call.step else (call.num_layers * directions, batch)
     hx = torch.zeros(*shape, output_size, dtype=input.dtype, device=input.device)
     if CELLS[call.cell].states == 1:
         return (hx,)

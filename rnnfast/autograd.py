@@ -1,7 +1,10 @@
-"""Gradients around the operators: one torch.autograd.Function for all cells, outside the operators.
+"""Gradients around the operators: a torch.autograd.Function for layers and one for steps, outside the operators.
 
 Whether anything must be saved is decided before the Function, so inference never pays for it. Backward of backward is
 a re-expression: with create_graph=True the gradients are those of reference.py's loop over the same saved inputs.
+
+Both have forward(ctx, ...), for the split into forward and setup_context costs an inspect.signature().bind at every
+call, 20 of the 50 us of a small one, and would make results of what is merely saved.
 """
 
 from collections.abc import Sequence
@@ -14,76 +17,158 @@ from .ops import CELLS
 
 
 class _Layer(torch.autograd.Function):
-    """apply(cell, batch_sizes, lengths, input, *states, *weights) -> (output, *final states).
-
-    forward takes ctx, for the split into forward and setup_context costs an inspect.signature().bind at every call, 20
-    of the 50 us of a small one, and would make results of what is merely saved.
-    """
+    """apply(cell, batch_sizes, lengths, input, *states, *weights) -> (output, *final states)."""
 
     @staticmethod
     def forward(ctx, cell, batch_sizes, lengths, input, *tensors):
         op = CELLS[cell]
-        states, weights = tensors[: op.states], tensors[op.states :]
-        *outputs, saved = op.fwd(input, *states, weights, batch_sizes, lengths, *op.flags)
-        ctx.cell, ctx.inputs = cell, 1 + len(tensors)
+        outputs = op.layer.fwd(input, *tensors[: op.states], tensors[op.states :], batch_sizes, lengths, *op.flags)
+        ctx.cell = cell
+        saved = outputs[1 + op.states :]
         ctx.save_for_backward(batch_sizes, lengths, input, *tensors, outputs[0], *saved)
         if not torch.compiler.is_compiling():  # Dynamo knows no such method; its graphs carry zeros instead
             ctx.set_materialize_grads(False)
-        return tuple(outputs)
+        return outputs[: 1 + op.states]
 
     @staticmethod
     def backward(ctx, *grads):
-        op = CELLS[ctx.cell]
-        batch_sizes, lengths, *tensors = ctx.saved_tensors
-        (input, *tensors), output, saved = tensors[: ctx.inputs], tensors[ctx.inputs], tensors[ctx.inputs + 1 :]
-        needs = ctx.needs_input_grad[3:]
-        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or _batched(grads)):
-            gradients = _reexpressed_backward(ctx.cell, batch_sizes, lengths, [input, *tensors], needs, grads)
+        op, needs = CELLS[ctx.cell], ctx.needs_input_grad[3:]
+        batch_sizes, lengths, input, *tensors = ctx.saved_tensors
+        states, tensors = tensors[: op.states], tensors[op.states :]
+        weights, results = tensors[: len(needs) - 1 - op.states], tensors[len(needs) - 1 - op.states :]
+        if _differentiable(grads):
+
+            def again(input, states, weights):
+                return reference.layer(ctx.cell, input, states, weights, batch_sizes, lengths)
+
+            gradients = _reexpressed_backward(again, input, states, weights, needs, grads)
         else:
-            states, weights = tensors[: op.states], tensors[op.states :]
-            needed = needs[0], any(needs[1 + op.states :])
-            arguments = input, *states, weights, batch_sizes, lengths, *op.flags, output, saved
-            *gradients, grad_weights = op.bwd(*grads, *arguments, *needed)
-            gradients = [*gradients, *grad_weights]
-        kept = (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
-        return (None, None, None, *kept)
+            arguments = input, *states, weights, batch_sizes, lengths, *op.flags, *results
+            gradients = _wanted(op.layer.bwd(*grads, *arguments, *_needed(needs, op.states)), needs)
+        return (None, None, None, *gradients)
 
 
-def _batched(grads):
-    """Whether the gradients stand for many at once: torch.func.vmap, or is_grads_batched=True."""
-    legacy = torch._C._functorch.is_legacy_batchedtensor
-    return torch._C._are_functorch_transforms_active() or any(grad is not None and legacy(grad) for grad in grads)
+class _Step(torch.autograd.Function):
+    """apply(cell, input, *states, *weights) -> final states; all that a step lacks is None."""
+
+    @staticmethod
+    def forward(ctx, cell, input, *tensors):
+        op = CELLS[cell]
+        outputs = op.step.fwd(input, *tensors, *op.flags)
+        if isinstance(outputs, Tensor):
+            outputs = (outputs,)
+        ctx.cell = cell
+        ctx.save_for_backward(input, *tensors, *(outputs[op.states :] or outputs))
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)
+        return outputs[: op.states]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        op, needs = CELLS[ctx.cell], ctx.needs_input_grad[1:]
+        given, saved = ctx.saved_tensors[: len(needs)], ctx.saved_tensors[len(needs) :]
+        if _differentiable(grads):
+            input, *tensors = given
+            states = tensors[: op.states]
+            weights = [weight for weight in tensors[op.states :] if weight is not None]
+
+            def again(input, states, weights):
+                return reference.step(ctx.cell, input, states, weights)
+
+            gradients = _reexpressed_backward(again, input, states, weights, needs, grads)
+            gradients += [None] * (len(needs) - len(gradients))
+        else:
+            arguments = *given, *op.flags, *saved
+            gradients = _wanted(op.step.bwd(*grads, *arguments, *_needed(needs, op.states)), needs)
+        return (None, *gradients)
 
 
-def _reexpressed_backward(cell, batch_sizes, lengths, tensors, needs, grads):
+def _needed(needs, states):
+    """The operators' need_grad_input, need_grad_states and need_grad_weights."""
+    return needs[0], True in needs[1 : 1 + states], True in needs[1 + states :]
+
+
+def _wanted(results, needs):
+    """An operator's gradients, None in the place of what is not wanted or was not there."""
+    gradients = [*results[:-1], *results[-1]]
+    for i, need in enumerate(needs):
+        if not need:
+            gradients[i : i + 1] = (None,)  # a step without biases has fewer gradients
+    return gradients
+
+
+def _differentiable(grads):
+    """Whether backward is itself to be differentiated, or to be run on many gradients at once.
+
+    The latter are torch.func.vmap and is_grads_batched=True.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return True
+    for grad in grads:
+        if grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad):
+            return True
+    return False
+
+
+def _reexpressed_backward(again, input, states, weights, needs, grads):
     """The gradients of one layer by torch's own operators, which can be differentiated again and batched."""
     create_graph = torch.is_grad_enabled()
-    split = 1 + CELLS[cell].states
-    with torch.enable_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
         # Aliases, because one tensor may stand in two places (hx = cx) and each place has its own gradient.
-        tensors = [tensor.view_as(tensor) for tensor in tensors]
-        outputs = reference.layer(cell, tensors[0], tensors[1:split], tensors[split:], batch_sizes, lengths)
+        input, *tensors = (t if t is None else t.view_as(t) for t in (input, *states, *weights))
+        outputs = again(input, tensors[: len(states)], tensors[len(states) :])
+    tensors = [input, *tensors]
     given = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
     if not given:
         return [None] * len(tensors)
+    needs = needs[: len(tensors)]
     wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
     outputs, grads = zip(*given, strict=True)
     found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=create_graph, allow_unused=True))
     return [next(found) if need else None for need in needs]
 
 
+# Function.apply without its preparations for torch.func, whose transforms reach no call of the kernels (select.py): it
+# takes 5 us of 25 (Zen 4).
+_apply_layer = super(torch.autograd.Function, _Layer).apply
+_apply_step = super(torch.autograd.Function, _Step).apply
+
+
 def layer(
     cell: str,
     input: Tensor,
-    states: Sequence[Tensor],
+    states: Sequence[Tensor | None],
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """One layer through the operators of `ops.py`, differentiable; the arguments and results of `reference.layer`."""
     op = CELLS[cell]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *states, *weights)):
+    if torch.is_grad_enabled() and _any_requires_grad(weights, input, states):
         if torch.compiler.is_compiling():  # Dynamo refuses one tensor in two places (hx = cx, tied weights)
             states, weights = [s.view_as(s) for s in states], [w.view_as(w) for w in weights]
-        return _Layer.apply(cell, batch_sizes, lengths, input, *states, *weights)
-    return op.infer(input, *states, weights, batch_sizes, lengths, *op.flags)
+            return _Layer.apply(cell, batch_sizes, lengths, input, *states, *weights)
+        return _apply_layer(cell, batch_sizes, lengths, input, *states, *weights)
+    return op.layer.infer(input, *states, weights, batch_sizes, lengths, *op.flags)
+
+
+def step(cell: str, input: Tensor, states: Sequence[Tensor | None], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One step of a cell through the operators, differentiable; the arguments and results of `reference.step`."""
+    op = CELLS[cell]
+    biases = () if len(weights) == 4 else (None, None)
+    if torch.is_grad_enabled() and _any_requires_grad(weights, input, states):
+        if torch.compiler.is_compiling():
+            states, weights = [s.view_as(s) for s in states], [w.view_as(w) for w in weights]
+            return _Step.apply(cell, input, *states, *weights, *biases)
+        return _apply_step(cell, input, *states, *weights, *biases)
+    results = op.step.infer(input, *states, *weights, *biases, *op.flags)
+    return (results,) if op.states == 1 else results
+
+
+def _any_requires_grad(weights, input, states):
+    for weight in weights:
+        if weight.requires_grad:
+            return True
+    return input.requires_grad or any(state is not None and state.requires_grad for state in states)

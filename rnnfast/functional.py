@@ -12,6 +12,7 @@ from torch import _VF, Tensor
 from . import select
 from ._call import AUTOCAST_DTYPES, LENGTHS_NEED, Call, autocast_dtype, check_lengths, fits, zeros
 from .ops import CELLS
+from .select import Backend
 
 
 def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -51,7 +52,7 @@ def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
         if chosen is select.ATEN:
             return _aten(call)
         try:
-            return run(call, chosen.layer)
+            return run(call, chosen)
         except Exception:
             if fits(call):
                 raise
@@ -88,19 +89,22 @@ rnn_tanh = _stack_of("rnn_tanh", "A stack of tanh RNN layers: `gru` with another
 rnn_relu = _stack_of("rnn_relu", "A stack of relu RNN layers: `gru` with another cell. Returns (output, h_n).")
 
 
-def run(call: Call, layer: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """(output, *final states) of a call that fits, each layer by `layer` (see reference.layer)."""
+def run(call: Call, backend: Backend) -> tuple[Tensor, ...]:
+    """(output, *final states) of a call that fits, each layer by `backend`; of a step the final states alone."""
     states = zeros(call) if call.states is None else call.states
     low = autocast_dtype(call.input.device)
     if low is None or call.input.dtype not in AUTOCAST_DTYPES:
-        return _run(call, layer, call.input, states, call.weights)
+        return _run(call, backend, call.input, states, call.weights)
     weights = [weight.to(low) for weight in call.weights]
-    results = _run(call, layer, call.input.to(low), [state.to(low) for state in states], weights)
-    dtypes = _autocast_results(call, states, low)
+    results = _run(call, backend, call.input.to(low), [state.to(low) for state in states], weights)
+    dtypes = _autocast_results(call, states, low)[-len(results) :]
     return tuple(result.to(dtype) for result, dtype in zip(results, dtypes, strict=True))
 
 
-def _run(call, layer, input, states, weights):
+def _run(call, backend, input, states, weights):
+    if call.step:
+        return backend.step(call.cell, input, states, weights)
+    layer = backend.layer
     transposed = call.batch_first and call.batch_sizes is None
     output = input.transpose(0, 1) if transposed else input
     if call.num_layers == 1:
@@ -127,7 +131,7 @@ def _autocast_results(call: Call, states: Sequence[Tensor], low: torch.dtype) ->
     and so does a projected h; a GRU's h and an LSTM's c meet the old state. oneDNN's LSTM is all `low`.
     """
     promoted = torch.promote_types(low, states[0].dtype)
-    projected = states[0].size(2) != states[-1].size(2)
+    projected = states[0].size(-1) != states[-1].size(-1)
     if call.cell in ("rnn_tanh", "rnn_relu") or (call.cell == "lstm" and not projected and _onednn_lstm(call)):
         return (low,) * (1 + len(states))
     return (low, low, promoted) if projected else (promoted,) * (1 + len(states))

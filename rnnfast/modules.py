@@ -15,11 +15,12 @@ from torch.fx import Proxy
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional, select
+from . import autograd, functional, select
 from ._call import LENGTHS_NEED, Call, check_lengths, fits
 from .select import ATEN
 
 _CELLS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "LSTM": "lstm", "GRU": "gru"}  # torch.nn's `mode`
+_NONE = None, None  # an LSTM's states that are not given
 
 _NOTE = """
     .. note::
@@ -42,14 +43,12 @@ class _Drop:
     def _weights(self, names: Sequence[str]) -> list[Tensor] | None:
         """The weights by name as they are now, parameters or what took their place; None if one is no tensor."""
         parameters = self._parameters
-        weights = []
-        for name in names:
-            weight = parameters.get(name)
+        weights = [parameters.get(name) for name in names]
+        for i, weight in enumerate(weights):
             if weight is None:
-                weight = getattr(self, name, None)
+                weights[i] = weight = getattr(self, names[i], None)
                 if not isinstance(weight, Tensor):
                     return None
-            weights.append(weight)
         return weights
 
     def _record(self, proxy: Proxy, *args: Any, **kwargs: Any) -> Proxy:
@@ -124,8 +123,30 @@ class _Recurrent(_Drop):
             lengths,
         )
 
+    def _plain(self, input: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
+        """The shortest way of one layer to the kernels; None where the arguments need another look."""
+        try:
+            cell, parameters = _CELLS[self.mode], self._parameters
+            weights = [parameters[name] for name in self._flat_weights_names]
+            if input.dim() != 3:
+                return None
+            if self.batch_first:
+                input = input.transpose(0, 1)
+            if cell == "lstm":
+                output, h_n, c_n = autograd.layer(cell, input, _NONE if hx is None else _states(cell, hx), weights)
+                hidden = h_n, c_n
+            else:
+                output, hidden = autograd.layer(cell, input, (hx,), weights)
+            return output.transpose(0, 1) if self.batch_first else output, hidden
+        except Exception:
+            return None
+
     def forward(self, input, hx=None, *, lengths=None):
         """Runs the forward pass; see the class. `lengths`: int tensor `(N)`, the rows' lengths in padded input."""
+        if lengths is None and self.num_layers == 1 and select.is_plain(input):
+            result = self._plain(input, hx)
+            if result is not None:
+                return result
         call = self._call(input, hx, lengths)
         if call is None:
             proxy = _proxy_in(input, hx)
@@ -143,7 +164,7 @@ class _Recurrent(_Drop):
             hx = self.permute_hidden(hx, input.sorted_indices)
             call = call._replace(states=hx if call.cell == "lstm" else (hx,))
         try:
-            output, *states = functional.run(call, chosen.layer)
+            output, *states = functional.run(call, chosen)
         except Exception:
             if fits(call):
                 raise
@@ -200,36 +221,45 @@ class _Cell(_Drop):
             return None
         if input.dim() not in (1, 2):
             return None
-        ahead = (None,) * (3 - input.dim())
-        if states is not None:
-            for state in states:
-                if state.dim() != input.dim():
-                    return None
-            states = [state[ahead] for state in states]
-        return Call(cell, input[ahead], states, weights, bool(self.bias), step=self.hidden_size)
+        if states is not None and any(state.dim() != input.dim() for state in states):
+            return None
+        if input.dim() == 1:
+            input = input[None]
+            states = None if states is None else [state[None] for state in states]
+        return Call(cell, input, states, weights, bool(self.bias), step=True)
+
+    def _plain(self, input: Tensor, hx: Any) -> Sequence[Tensor] | None:
+        """The shortest way to the kernels; None where the arguments need another look."""
+        if input.dim() != 2:
+            return None
+        try:
+            cell, parameters = self._mode(), self._parameters
+            weights = [parameters[name] for name in (_WITH_BIASES if self.bias else _WITHOUT)]
+            states = (hx,) if cell != "lstm" else _NONE if hx is None else _states(cell, hx)
+            return autograd.step(cell, input, states, weights)
+        except Exception:
+            return None
 
     def forward(self, input, hx=None):
         """Runs one step; see the class."""
-        if isinstance(input, Tensor):  # `choose` would say the same, but so short a call is not to pay for asking it
-            if select.step_loses(self._mode(), input, self.hidden_size):
+        results = self._plain(input, hx) if select.is_plain(input) else None
+        if results is None:
+            call = self._call(input, hx)
+            if call is None:
+                proxy = _proxy_in(input, hx)
+                return super().forward(input, hx) if proxy is None else self._record(proxy, input, hx)
+            chosen = select.choose(call)
+            if chosen is ATEN:
                 return super().forward(input, hx)
-            if select.requested() is None and select.only_torch():
+            try:
+                results = functional.run(call, chosen)
+            except Exception:
+                if fits(call):
+                    raise
                 return super().forward(input, hx)
-        call = self._call(input, hx)
-        if call is None:
-            proxy = _proxy_in(input, hx)
-            return super().forward(input, hx) if proxy is None else self._record(proxy, input, hx)
-        chosen = select.choose(call)
-        if chosen is ATEN:
-            return super().forward(input, hx)
-        try:
-            results = functional.run(call, chosen.layer)
-        except Exception:
-            if fits(call):
-                raise
-            return super().forward(input, hx)
-        first = (0,) * (3 - input.dim())
-        return (results[1][first], results[2][first]) if call.cell == "lstm" else results[1][first]
+            if input.dim() == 1:
+                results = [result[0] for result in results]
+        return results[0] if len(results) == 1 else tuple(results)
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):

@@ -60,6 +60,14 @@ def _direction(step, input: Tensor, states: States, weights: Sequence[Tensor], m
     return (output if mask is None else torch.where(mask, output, 0)), states
 
 
+def _zeros(cell: str, input: Tensor, weights: Sequence[Tensor]) -> States:
+    directions = 2 if len(weights) > 5 or (len(weights) == 4 and weights[2].dim() == 2) else 1  # biases are vectors
+    output_size = weights[1].size(1)
+    hidden_size = weights[0].size(0) // 4 if cell == "lstm" else output_size
+    h = input.new_zeros(directions, input.size(1), output_size)
+    return (h, input.new_zeros(directions, input.size(1), hidden_size)) if cell == "lstm" else (h,)
+
+
 def _within(lengths: Tensor, steps: int) -> bool:
     return all(0 <= length <= steps for length in lengths.tolist())
 
@@ -77,13 +85,15 @@ def layer(
     Args:
         cell: "rnn_tanh", "rnn_relu", "gru" or "lstm".
         input: [T, B, I], or [sum(batch_sizes), I] with `batch_sizes`.
-        states: hx [D, B, Hout], and for the LSTM cx [D, B, H].
+        states: hx [D, B, Hout], and for the LSTM cx [D, B, H]; None for zeros, unless with `batch_sizes`.
         weights: per direction weight_ih, weight_hh, then bias_ih and bias_hh if any, then weight_hr if projected.
 
     Returns:
         output [T, B, D*Hout] (packed: [sum(batch_sizes), D*Hout]), h_n, and for the LSTM c_n.
     """
     mask = None
+    if states[0] is None:
+        states = _zeros(cell, input, weights)
     batch = states[0].size(1)
     if batch_sizes is not None:
         rows = batch_sizes.to(input.device)[:, None] > torch.arange(batch, device=input.device)  # [T, B]
@@ -109,3 +119,12 @@ def layer(
     if batch_sizes is not None:
         output = output[places]
     return (output, *map(torch.stack, zip(*finals, strict=True)))
+
+
+def step(cell: str, input: Tensor, states: Sequence[Tensor | None], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One step of a cell module: input [B, I], hx and cx [B, H] or None for zeros, weights of one direction.
+
+    Returns h_n, and for the LSTM c_n, [B, H].
+    """
+    states = [state if state is None else state[None] for state in states]
+    return tuple(final[0] for final in layer(cell, input[None], states, weights)[1:])

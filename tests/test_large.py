@@ -15,8 +15,10 @@ pytestmark = pytest.mark.skipif(_ext.failure is not None, reason=f"the compiled 
 
 @pytest.mark.parametrize(("cell", "steps", "batch"), [(cell, 200_000, 1) for cell in CELLS] + [("lstm", 2, 70_000)])
 def test_many_steps_and_many_sequences(cell, steps, batch):
-    """Against torch.nn, loosely: over so many steps both round in their own ways. Gradients for the LSTM, because torch's
-    own RNN and GRU take a minute for theirs."""
+    """Against torch.nn, loosely: over so many steps both round in their own ways.
+
+    Gradients for the LSTM only: torch's own RNN and GRU take a minute for theirs.
+    """
     case = Case(cell, T=steps, B=batch, I=3, H=7)
     data, results = harness.Data(case), []
     states = [data.hx, data.cx][: 2 if cell == "lstm" else 1]

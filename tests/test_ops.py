@@ -37,13 +37,14 @@ def arguments(case: Case) -> tuple:
     return (x, *states, weights, batch_sizes, lengths, *op.flags)
 
 
-def backward_arguments(case: Case, needs=(True, True), given=None) -> tuple:
+def backward_arguments(case: Case, needs=(True, True, True), given=None) -> tuple:
     """Those of `bwd`; `given` says which of the incoming gradients are tensors (default: all)."""
     op, args = OPS[case.cell], arguments(case)
-    *outputs, saved = op.fwd(*args)
+    results = op.layer.fwd(*args)
+    outputs, saved = results[: 1 + op.states], results[1 + op.states :]
     given = [True] * len(outputs) if given is None else given
     grads = [torch.randn_like(out) if g else None for out, g in zip(outputs, given, strict=True)]
-    return (*grads, *args, outputs[0], saved, *needs)
+    return (*grads, *args, outputs[0], *saved, *needs)
 
 
 SMALL = {"T": 4, "B": 3, "I": 2, "H": 5}
@@ -56,16 +57,78 @@ CASES += [Case("lstm", proj=2, **SMALL, **variant) for variant in VARIANTS]
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck(case):
     op = OPS[case.cell]
-    torch.library.opcheck(op.infer, arguments(case))
-    torch.library.opcheck(op.fwd, arguments(case))
-    torch.library.opcheck(op.bwd, backward_arguments(case))
+    torch.library.opcheck(op.layer.infer, arguments(case))
+    torch.library.opcheck(op.layer.fwd, arguments(case))
+    torch.library.opcheck(op.layer.bwd, backward_arguments(case))
+
+
+def step_arguments(case: Case, given: bool = True) -> tuple:
+    """(input, *states, weight_ih, weight_hh, bias_ih, bias_hh, *flags) of the case's first step."""
+    x, *rest = arguments(case)
+    op = OPS[case.cell]
+    states = [state[0] if given else None for state in rest[: op.states]]
+    return (x[0], *states, *(*rest[op.states], None, None)[:4], *op.flags)
+
+
+def step_backward_arguments(case: Case, needs=(True, True, True), given: bool = True) -> tuple:
+    op, args = OPS[case.cell], step_arguments(case, given)
+    results = op.step.fwd(*args)
+    results = (results,) if isinstance(results, torch.Tensor) else results
+    grads = [torch.randn_like(final) for final in results[: op.states]]
+    return (*grads, *args, *(results[op.states :] or results), *needs)
+
+
+STEPS = [Case(cell, **SMALL, **variant) for cell in CELLS for variant in ({}, {"bias": False}, {"dtype": torch.half})]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["states", "zeros"])
+@pytest.mark.parametrize("case", STEPS, ids=str)
+def test_opcheck_step(case, given):
+    op = OPS[case.cell]
+    torch.library.opcheck(op.step.infer, step_arguments(case, given))
+    torch.library.opcheck(op.step.fwd, step_arguments(case, given))
+    torch.library.opcheck(op.step.bwd, step_backward_arguments(case, (True, given, True), given))
+    torch.library.opcheck(op.step.bwd, step_backward_arguments(case, (False, given, False), given))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["states", "zeros"])
+@pytest.mark.parametrize("case", STEPS, ids=str)
+def test_step_is_a_layer_of_one_step(case, given):
+    """The same numbers as the layer's operators, bit for bit, forward and backward."""
+    op = OPS[case.cell]
+    x, *tensors = step_arguments(case, given)
+    states, weights = tensors[: op.states], [weight for weight in tensors[op.states :][:4] if weight is not None]
+    layer = (x[None], *(s if s is None else s[None] for s in states), weights, None, None, *op.flags)
+    for step, whole in ((op.step.infer, op.layer.infer), (op.step.fwd, op.layer.fwd)):
+        found = step(*step_arguments(case, given))
+        found = (found,) if isinstance(found, torch.Tensor) else found
+        assert all(torch.equal(a.flatten(), b.flatten()) for a, b in zip(found, whole(*layer)[1:], strict=True))
+    grads = step_backward_arguments(case, given=given)
+    output, *rest = op.layer.fwd(*layer)
+    incoming = [None, *(grad[None] for grad in grads[: op.states])]
+    *found, found_weights = op.step.bwd(*grads)
+    *wanted, wanted_weights = op.layer.bwd(*incoming, *layer, output, *rest[op.states :], True, True, True)
+    pairs = zip([*found, *found_weights], [*wanted, *wanted_weights], strict=True)
+    assert all(torch.equal(a.flatten(), b.flatten()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_of_none_are_zeros(cell, bidirectional):
+    case = Case(cell, **SMALL, bidirectional=bidirectional)
+    op, args = OPS[case.cell], list(arguments(case))
+    zeros = [*args[:1], *(torch.zeros_like(state) for state in args[1 : 1 + op.states]), *args[1 + op.states :]]
+    none = [*args[:1], *[None] * op.states, *args[1 + op.states :]]
+    for function in (op.layer.infer, op.layer.fwd):
+        torch.library.opcheck(function, tuple(none))
+        assert all(torch.equal(a, b) for a, b in zip(function(*zeros), function(*none), strict=True))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.ragged], ids=str)
 def test_opcheck_backward_with_less(case):
-    bwd, states = OPS[case.cell].bwd, OPS[case.cell].states
-    torch.library.opcheck(bwd, backward_arguments(case, needs=(False, True), given=[False] + [True] * states))
-    torch.library.opcheck(bwd, backward_arguments(case, needs=(True, False), given=[True] + [False] * states))
+    bwd, states = OPS[case.cell].layer.bwd, OPS[case.cell].states
+    torch.library.opcheck(bwd, backward_arguments(case, needs=(False, True, True), given=[False] + [True] * states))
+    torch.library.opcheck(bwd, backward_arguments(case, needs=(True, False, False), given=[True] + [False] * states))
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -80,18 +143,19 @@ def test_results_are_fresh_contiguous_and_repeatable(case):
     args = arguments(case)
     flat = [t for a in args for t in (a if isinstance(a, list) else [a]) if isinstance(t, torch.Tensor)]
     before = [t.clone() for t in flat]
-    inferred = op.infer(*args)
-    *outputs, saved = op.fwd(*args)
+    inferred = op.layer.infer(*args)
+    results = op.layer.fwd(*args)
+    outputs, saved = results[: 1 + op.states], results[1 + op.states :]
     assert all(close(a, b) for a, b in zip(inferred, outputs, strict=True))
-    expected = op.infer(*args)
+    expected = op.layer.infer(*args)
     dtypes = [case.dtype, torch.float32 if case.dtype.itemsize == 2 else case.dtype]
     rows = outputs[0].shape[:-1].numel()
     widths = {"gru": [4], "lstm": [4, 1]}.get(case.cell, [])
     assert [s.shape for s in saved] == [(case.directions, rows, width * case.H) for width in widths]
     assert [s.dtype for s in saved] == dtypes[: len(saved)]
     backward = backward_arguments(case)
-    *grads, grad_weights = op.bwd(*backward)
-    *again, again_weights = op.bwd(*backward)
+    *grads, grad_weights = op.layer.bwd(*backward)
+    *again, again_weights = op.layer.bwd(*backward)
     for first, second in zip([*inferred, *grads, *grad_weights], [*expected, *again, *again_weights], strict=True):
         assert torch.equal(first, second) and first.dtype == case.dtype and not first.isnan().any()
         assert first.is_contiguous()
@@ -105,12 +169,12 @@ def test_results_are_fresh_contiguous_and_repeatable(case):
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradients_not_needed_are_empty(cell):
     case, op = Case(cell, **SMALL), OPS[cell]
-    grad_input, *_, grad_weights = op.bwd(*backward_arguments(case, needs=(False, False)))
-    assert grad_input.shape == (0,) and [g.shape for g in grad_weights] == [(0,)] * 4
+    *grads, grad_weights = op.layer.bwd(*backward_arguments(case, needs=(False, False, False)))
+    assert all(grad.shape == (0,) for grad in (*grads, *grad_weights)) and len(grad_weights) == 4
     torch.manual_seed(1)
-    full = op.bwd(*backward_arguments(case))
+    full = op.layer.bwd(*backward_arguments(case))
     torch.manual_seed(1)
-    states = op.bwd(*backward_arguments(case, needs=(False, False)))
+    states = op.layer.bwd(*backward_arguments(case, needs=(False, True, False)))
     assert all(torch.equal(a, b) for a, b in zip(full[1:-1], states[1:-1], strict=True))
 
 
@@ -121,10 +185,11 @@ def test_missing_gradients_count_as_zero(cell):
         given = [i != missing for i in range(1 + op.states)]
         with_none = backward_arguments(case, given=given)
         with_zeros = list(with_none)
-        shape = with_none[-4] if missing == 0 else with_none[1 + op.states + missing]  # the output, or the state's own
+        # Of the output, or the state's own.
+        shape = with_none[1 + op.states + len(arguments(case)) if missing == 0 else 1 + op.states + missing]
         with_zeros[missing] = torch.zeros_like(shape)
-        *a, a_weights = op.bwd(*with_none)
-        *b, b_weights = op.bwd(*with_zeros)
+        *a, a_weights = op.layer.bwd(*with_none)
+        *b, b_weights = op.layer.bwd(*with_zeros)
         assert all(torch.equal(x, y) for x, y in zip([*a, *a_weights], [*b, *b_weights], strict=True))
 
 
@@ -132,12 +197,26 @@ def test_missing_gradients_count_as_zero(cell):
 def test_weights_of_any_strides(cell):
     case, op = Case(cell, **SMALL, ragged="sorted"), OPS[cell]
     args = list(arguments(case))
-    expected = op.fwd(*args)[0]
+    expected = op.layer.fwd(*args)[0]
     place = 1 + op.states
 
     def strided(w):
         return w.t().contiguous().t() if w.dim() == 2 else torch.stack([w, w * torch.nan], 1)[:, 0]
 
     args[place] = [strided(w) for w in args[place]]
-    assert close(op.fwd(*args)[0], expected)
-    assert close(op.infer(*args)[0], expected)
+    assert close(op.layer.fwd(*args)[0], expected)
+    assert close(op.layer.infer(*args)[0], expected)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_of_one_step_is_the_same_with_any_threads(cell, bidirectional):
+    """Its threads cut columns and units, never a sum; large enough that there are several."""
+    case, op = Case(cell, T=1, B=9, I=200, H=301, bidirectional=bidirectional), OPS[cell]
+    backward = backward_arguments(case)
+    results = []
+    for threads in (1, 4):
+        with harness.num_threads(threads):
+            *grads, grad_weights = op.layer.bwd(*backward)
+        results.append([*grads, *grad_weights])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from harness import CELLS, Case
-from test_ops import SMALL, arguments, backward_arguments
+from test_ops import SMALL, arguments, backward_arguments, step_arguments, step_backward_arguments
 
 from rnnfast.ops import CELLS as OPS
 
@@ -93,7 +93,7 @@ BAD = {
 def test_forward_refuses(cell, name):
     options, changes, word = BAD[name]
     args = changed(Case(cell, **SMALL, **options), **changes)
-    for op in (OPS[cell].infer, OPS[cell].fwd):
+    for op in (OPS[cell].layer.infer, OPS[cell].layer.fwd):
         with pytest.raises(RuntimeError, match=f"(?s){word}.*") as caught:
             op(*args)
         assert any(digit in str(caught.value) for digit in "0123456789") or "dtype" in str(caught.value).lower(), (
@@ -112,7 +112,7 @@ def test_forward_refuses(cell, name):
 )
 def test_lstm_refuses_cx(change, word):
     args = changed(Case("lstm", **SMALL), cx=change)
-    for op in (OPS["lstm"].infer, OPS["lstm"].fwd):
+    for op in (OPS["lstm"].layer.infer, OPS["lstm"].layer.fwd):
         with pytest.raises(RuntimeError, match=word):
             op(*args)
 
@@ -125,36 +125,60 @@ def test_projection_shapes_are_checked():
         (4, lambda w: w[:, :3], r"weights\[4\]"),
     ]:
         with pytest.raises(RuntimeError, match=word):
-            OPS["lstm"].fwd(*changed(case, weights=weight(index, change)))
+            OPS["lstm"].layer.fwd(*changed(case, weights=weight(index, change)))
     for cell in ("gru", "rnn_tanh"):  # five tensors mean a projection, which these cells have not
         with pytest.raises(RuntimeError, match="weight"):
-            OPS[cell].infer(*changed(Case(cell, **SMALL), weights=lambda w: [*w, torch.zeros(2, 5)]))
+            OPS[cell].layer.infer(*changed(Case(cell, **SMALL), weights=lambda w: [*w, torch.zeros(2, 5)]))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_refuses(cell):
     op, case = OPS[cell], Case(cell, **SMALL)
     good = backward_arguments(case)
-    op.bwd(*good)
-    output_at, saved_at = len(good) - 4, len(good) - 3
+    op.layer.bwd(*good)
+    output_at = 1 + op.states + len(arguments(case))
     bad = [(i, lambda g: g[..., :-1]) for i in range(1 + op.states)]
     bad += [(i, lambda g: g.double()) for i in range(1 + op.states)]
     bad += [(0, lambda g: g[:-1]), (output_at, lambda out: out[:-1]), (output_at, lambda out: out.double())]
     bad += [(1 + op.states, lambda x: x[:-1]), (2 + op.states, lambda h: h[:, 1:])]
     if cell in ("gru", "lstm"):
-        bad += [(saved_at, change) for change in (lambda s: [], lambda s: [s[0][:, 1:], *s[1:]], lambda s: [*s, s[0]])]
-        bad += [(saved_at, lambda s: [s[0].double(), *s[1:]]), (saved_at, lambda s: [s[0][..., 1:], *s[1:]])]
+        bad += [(output_at + 1, change) for change in (lambda s: s[:, 1:], lambda s: s[0], lambda s: s.double())]
+        bad += [(output_at + 1, change) for change in (lambda s: s[..., 1:], lambda s: s.mT.contiguous().mT)]
     for place, change in bad:
         args = list(good)
         args[place] = change(args[place])
         with pytest.raises(RuntimeError):
-            op.bwd(*args)
+            op.layer.bwd(*args)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_other_devices_and_layouts_are_refused(cell):
     op, case = OPS[cell], Case(cell, **SMALL)
     with pytest.raises(RuntimeError):
-        op.infer(*changed(case, input=lambda x: x.to_sparse()))
+        op.layer.infer(*changed(case, input=lambda x: x.to_sparse()))
     with pytest.raises(RuntimeError):
-        op.infer(*changed(case, hx=lambda h: h.to("meta")))
+        op.layer.infer(*changed(case, hx=lambda h: h.to("meta")))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_step_refuses(cell):
+    op, case = OPS[cell], Case(cell, **SMALL)
+    good = step_arguments(case)
+    weight_ih = 1 + op.states
+    bad = {
+        "input": [(0, lambda x: x[0]), (0, lambda x: x[None]), (0, lambda x: x[:0].expand(0, 2)[None])],
+        "hx": [(1, lambda h: h[0]), (1, lambda h: h[:2]), (1, lambda h: h[:, 1:]), (1, lambda h: h.double())],
+        "weight": [(weight_ih, lambda w: w[0]), (weight_ih + 1, lambda w: w[0]), (weight_ih + 2, lambda b: b[1:])],
+        "biases": [(weight_ih + 2, lambda b: None), (weight_ih + 3, lambda b: None)],
+    }
+    for word, changes in bad.items():
+        for place, change in changes:
+            args = list(good)
+            args[place] = change(args[place])
+            for function in (op.step.infer, op.step.fwd):
+                with pytest.raises(RuntimeError, match=word):
+                    function(*args)
+    backward = list(step_backward_arguments(case))
+    for place in (0, -4):  # grad_h_n, and h_n or saved
+        with pytest.raises(RuntimeError):
+            op.step.bwd(*[arg[..., 1:] if i == place % len(backward) else arg for i, arg in enumerate(backward)])

@@ -1,5 +1,6 @@
 """Which implementation runs: explain, backends, backend, RNNFAST_BACKEND, fallbacks with one warning, env_report."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_backends_lists_all_in_order():
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_runs_by_default(kind, grad):
-    """The layer's operator, its saving form only where a gradient is wanted; torch's own step where that is faster."""
+    """The layer's or the step's operator, its saving form only where a gradient is wanted."""
     ours, _ = twins(kind)
     x, hx = sample(kind), state_of(ours, 2)
     with torch.set_grad_enabled(grad), warnings.catch_warnings(), Recorder() as recorder:
@@ -71,23 +72,44 @@ def test_what_runs_by_default(kind, grad):
         ours(x, hx)
         explanation = rnnfast.explain(ours, x, hx)
     found = {name for name in recorder.names if name.startswith("rnnfast.")}
-    if kind in CELLS:  # of a few units, as here: see test_large_cells_run_the_kernel
-        assert not found and explanation.backend == "aten"
-        assert "faster in torch" in explanation.passed_over["cpu"]
-    else:
-        cell = kind.split("_")[0].removesuffix("cell")
-        assert found == {f"rnnfast.{cell}_{'fwd' if grad else 'infer'}.default"}
-        assert explanation.backend == "cpu" and not explanation.passed_over and "cpu" in str(explanation)
+    cell = kind.split("_")[0].removesuffix("cell") + ("_step" if kind in CELLS else "")
+    assert found == {f"rnnfast.{cell}_{'fwd' if grad else 'infer'}.default"}
+    assert explanation.backend == "cpu" and not explanation.passed_over and "cpu" in str(explanation)
 
 
 @pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize(("grad", "backend"), [(False, "cpu"), (True, "aten")], ids=["no_grad", "grad"])
-def test_large_cells_run_the_kernel(kind, grad, backend):
-    """One step of few rows and many units: the kernel wins as long as no gradient is recorded."""
+def test_cells_in_16_bit_types_run_the_kernel_where_it_is_faster(kind):
     name, options = CELLS[kind]
-    module = getattr(rnnfast, name)(512, 512, **options)
-    with torch.set_grad_enabled(grad):
-        assert rnnfast.explain(module, torch.zeros(1, 512)).backend == backend
+
+    def taken(dtype, rows, autocast=None):
+        module = getattr(rnnfast, name)(3, 4, **options, dtype=dtype)
+        with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
+            explanation = rnnfast.explain(module, torch.zeros(rows, 3, dtype=dtype))
+        assert explanation.backend == "cpu" or "faster in torch" in explanation.passed_over["cpu"]
+        return explanation.backend
+
+    native = torch.cpu._is_avx512_bf16_supported()
+    assert taken(torch.float16, 1) == taken(torch.float32, 1, autocast=torch.float16) == "aten"
+    assert taken(torch.float16, 16) == taken(torch.float64, 1) == "cpu"
+    assert taken(torch.bfloat16, 16) == ("aten" if native else "cpu")
+    with torch.no_grad():
+        assert taken(torch.bfloat16, 1) == ("cpu" if native else "aten")
+    with rnnfast.backend("cpu"):
+        assert taken(torch.float16, 1) == "cpu"
+
+
+@pytest.mark.parametrize("kind", [*CELLS, "lstm", "gru"])
+def test_the_short_way_leaves_errors_to_torch(kind):
+    """What the operators refuse goes the long way round and ends in torch's own words."""
+    ours, theirs = twins(kind)
+    x, hx = sample(kind), state_of(ours, 2)
+    state = hx[0] if isinstance(hx, tuple) else hx
+    for bad in (state[..., :2], (state,), [state, None], "hx", state.double()):
+        with pytest.raises(Exception) as expected:  # noqa: PT011 - the very same, whatever it is
+            theirs(x, bad)
+        with pytest.raises(type(expected.value)) as actual:
+            ours(x, bad)
+        assert str(actual.value) == str(expected.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,9 +2,12 @@
 // The Python layer has already raised torch's own errors; these guard direct calls of torch.ops.rnnfast.*.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -31,21 +34,46 @@ struct Name {
   }
 };
 
-inline void check_shape(const Tensor& tensor, std::initializer_list<int64_t> expected, Name name) {
-  bool same = tensor.dim() == int64_t(expected.size());
-  int64_t i = 0;
-  for (const int64_t size : expected) same = same && tensor.size(i++) == size;
-  if (same) return;
+// What the checks read of a tensor, fetched once: every question to a tensor is a call into libtorch.
+struct Facts {
+  int64_t dim;
+  const int64_t* sizes;
+  int32_t dtype, device_type, device_index;
+
+  explicit Facts(const Tensor& tensor) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor.get(), &dim));
+    int64_t* data;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor.get(), &data));
+    sizes = data;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device_index));
+  }
+
+  bool has_shape(std::initializer_list<int64_t> expected) const {
+    return dim == int64_t(expected.size()) && std::equal(expected.begin(), expected.end(), sizes);
+  }
+};
+
+inline void check_shape(const Tensor& tensor, const Facts& facts, std::initializer_list<int64_t> expected, Name name) {
+  if (facts.has_shape(expected)) return;
   std::string text;
   for (const int64_t size : expected) text += (text.empty() ? "" : ", ") + std::to_string(size);
   STD_TORCH_CHECK(false, name.str(), ": expected shape [", text, "], got ", shape_text(tensor));
 }
+inline void check_shape(const Tensor& tensor, std::initializer_list<int64_t> expected, Name name) {
+  check_shape(tensor, Facts(tensor), expected, name);
+}
 
-inline void check_like(const Tensor& tensor, const Tensor& input, Name name) {
-  STD_TORCH_CHECK(tensor.is_cpu() == input.is_cpu() && tensor.get_device_index() == input.get_device_index(),
-                  name.str(), ": expected the device of input");
-  STD_TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name.str(), ": expected the dtype of input (",
+// Shape, and the dtype and device of `input`.
+inline void check_like(const Tensor& tensor, std::initializer_list<int64_t> expected, const Tensor& input,
+                       const Facts& like, Name name) {
+  const Facts facts(tensor);
+  STD_TORCH_CHECK(facts.device_type == like.device_type && facts.device_index == like.device_index, name.str(),
+                  ": expected the device of input");
+  STD_TORCH_CHECK(facts.dtype == like.dtype, name.str(), ": expected the dtype of input (",
                   toString(input.scalar_type()), "), got ", toString(tensor.scalar_type()));
+  check_shape(tensor, facts, expected, name);
 }
 
 // Sizes of one layer, read off its tensors and checked against each other.
@@ -58,61 +86,75 @@ struct LayerSizes {
   int64_t output_size() const { return proj_size ? proj_size : hidden_size; }
 };
 
-inline LayerSizes check_layer(Cell cell, const Tensor& input, const Tensor& hx, const Tensor* cx,
-                              const std::vector<Tensor>& weights, const std::optional<Tensor>& batch_sizes,
-                              const std::optional<Tensor>& lengths) {
-  STD_TORCH_CHECK(!batch_sizes || !lengths, "batch_sizes and lengths: expected at most one of them, got both");
-  const int64_t dims = batch_sizes ? 2 : 3;
-  STD_TORCH_CHECK(input.dim() == dims, "input: expected ", dims, " dimensions, got shape ", shape_text(input));
-  STD_TORCH_CHECK(hx.dim() == 3 && (hx.size(0) == 1 || hx.size(0) == 2),
-                  "hx: expected shape [1 or 2 directions, batch, size], got ", shape_text(hx));
-  LayerSizes sizes{};
-  sizes.directions = hx.size(0);
-  sizes.batch = hx.size(1);
-  sizes.input_size = input.size(dims - 1);
-  sizes.steps = batch_sizes ? 0 : input.size(0);
-  sizes.rows = batch_sizes ? input.size(0) : input.size(0) * input.size(1);
-  STD_TORCH_CHECK(batch_sizes || sizes.steps > 0, "input: expected at least one time step, got shape ",
-                  shape_text(input));
-  if (!batch_sizes) check_shape(input, {input.size(0), sizes.batch, sizes.input_size}, {"input"});
+// The arguments of an operator that forward and backward share; see rnnfast/ops.py.
+struct LayerInputs {
+  Cell cell;
+  bool relu;
+  bool step;  // a cell's one step: input [B, I] and states [B, H] in place of [T, B, I] and [D, B, Hout]
+  const Tensor& input;
+  const std::optional<Tensor>&hx, &cx;  // null: zeros
+  const std::vector<Tensor>& weights;
+  const std::optional<Tensor>&batch_sizes, &lengths;
+};
 
-  const int64_t count = int64_t(weights.size());
-  const int64_t each = count / sizes.directions;
-  STD_TORCH_CHECK(count % sizes.directions == 0 && each >= 2 && each <= (cell == Cell::kLstm ? 5 : 4) &&
-                      (each != 3 || cell == Cell::kLstm),
-                  "weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got ", count,
-                  " for ", sizes.directions, " direction(s)");
+inline LayerSizes check_layer(const LayerInputs& in) {
+  const Tensor& input = in.input;
+  const std::vector<Tensor>& weights = in.weights;
+  const bool packed = in.batch_sizes.has_value();
+  STD_TORCH_CHECK(!packed || !in.lengths, "batch_sizes and lengths: expected at most one of them, got both");
+  const Facts x(input);
+  const int64_t dims = packed || in.step ? 2 : 3;
+  STD_TORCH_CHECK(x.dim == dims, "input: expected ", dims, " dimensions, got shape ", shape_text(input));
+
+  // Biases are vectors, so four weights are one direction with biases or two without.
+  const int64_t count = int64_t(weights.size()), most = in.cell == Cell::kLstm ? 5 : 4;
+  const int64_t directions = count > 5 || (count == 4 && weights[2].dim() == 2) ? 2 : 1, each = count / directions;
+  STD_TORCH_CHECK(count % directions == 0 && each >= 2 && each <= most && (each != 3 || in.cell == Cell::kLstm),
+                  "weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got ", count);
+  const bool projected = each % 2 == 1;
+  const Facts weight_ih(weights[0]), weight_hh(weights[1]);
+  STD_TORCH_CHECK(weight_ih.dim == 2 && weight_ih.sizes[0] % gate_count(in.cell) == 0, "weight_ih: expected shape [",
+                  gate_count(in.cell), " * hidden_size, input_size], got ", shape_text(weights[0]));
+  STD_TORCH_CHECK(weight_hh.dim == 2, "weights[1]: expected 2 dimensions, got shape ", shape_text(weights[1]));
+
+  LayerSizes sizes{};
+  sizes.directions = directions;
   sizes.weights_per_direction = each;
   sizes.has_biases = each >= 4;
-  const bool projected = each % 2 == 1;
-  STD_TORCH_CHECK(weights[0].dim() == 2 && weights[0].size(0) % gate_count(cell) == 0, "weight_ih: expected shape [",
-                  gate_count(cell), " * hidden_size, input_size], got ", shape_text(weights[0]));
-  sizes.hidden_size = weights[0].size(0) / gate_count(cell);
-  sizes.proj_size = projected ? hx.size(2) : 0;
+  sizes.hidden_size = weight_ih.sizes[0] / gate_count(in.cell);
+  sizes.input_size = x.sizes[dims - 1];
+  sizes.steps = packed ? 0 : in.step ? 1 : x.sizes[0];
+  sizes.rows = packed || in.step ? x.sizes[0] : x.sizes[0] * x.sizes[1];
+  STD_TORCH_CHECK(!packed || in.hx, "hx: expected a tensor with batch_sizes, got None");
+  STD_TORCH_CHECK(!in.hx || in.hx->dim() == (in.step ? 2 : 3), "hx: expected ",
+                  in.step ? "[batch, size]" : "[directions, batch, size]", ", got ", shape_text(*in.hx));
+  sizes.proj_size = !projected ? 0 : in.hx ? in.hx->size(2) : weight_hh.sizes[1];
+  sizes.batch = packed ? in.hx->size(1) : x.sizes[dims - 2];
+  STD_TORCH_CHECK(packed || sizes.steps > 0, "input: expected at least one time step, got shape ", shape_text(input));
   STD_TORCH_CHECK(sizes.hidden_size > 0 && sizes.output_size() > 0 && sizes.input_size > 0,
-                  "expected input_size, hidden_size and proj_size above zero, got input ", shape_text(input), ", hx ",
-                  shape_text(hx), ", weight_ih ", shape_text(weights[0]));
+                  "expected input_size, hidden_size and proj_size above zero, got input ", shape_text(input),
+                  ", weight_ih ", shape_text(weights[0]), ", weight_hh ", shape_text(weights[1]));
 
-  check_shape(hx, {sizes.directions, sizes.batch, sizes.output_size()}, {"hx"});
-  check_like(hx, input, {"hx"});
-  if (cx) {
-    check_shape(*cx, {sizes.directions, sizes.batch, sizes.hidden_size}, {"cx"});
-    check_like(*cx, input, {"cx"});
-  }
-  const int64_t gate_rows = gate_count(cell) * sizes.hidden_size;
+  const int64_t gate_rows = weight_ih.sizes[0];
   for (int64_t i = 0; i < count; ++i) {
     const Name name{"weights", i};
     const int64_t kind = i % each;
-    check_like(weights[i], input, name);
     if (kind == 0)
-      check_shape(weights[i], {gate_rows, sizes.input_size}, name);
+      check_like(weights[i], {gate_rows, sizes.input_size}, input, x, name);
     else if (kind == 1)
-      check_shape(weights[i], {gate_rows, sizes.output_size()}, name);
+      check_like(weights[i], {gate_rows, sizes.output_size()}, input, x, name);
     else if (projected && kind == each - 1)
-      check_shape(weights[i], {sizes.proj_size, sizes.hidden_size}, name);
+      check_like(weights[i], {sizes.proj_size, sizes.hidden_size}, input, x, name);
     else
-      check_shape(weights[i], {gate_rows}, name);
+      check_like(weights[i], {gate_rows}, input, x, name);
   }
+  const auto check_state = [&](const std::optional<Tensor>& state, int64_t size, Name name) {
+    if (!state) return;
+    in.step ? check_like(*state, {sizes.batch, size}, input, x, name)
+            : check_like(*state, {directions, sizes.batch, size}, input, x, name);
+  };
+  check_state(in.hx, sizes.output_size(), {"hx"});
+  check_state(in.cx, sizes.hidden_size, {"cx"});
   return sizes;
 }
 

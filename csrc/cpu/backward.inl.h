@@ -91,13 +91,16 @@ class Backward {
     const Place place = place_of(grid_, thread);
     for (int d = 0; d < shape_.directions; ++d) {
       if (grid_.directions == 2 && d != place.team) continue;
-      const Member member{
-          d, place, barriers_.slice(place), barriers_.retreat_of(place), {packed_ + thread * packed_size_, sums_ + thread * sums_size_}};
+      const Member member{d,
+                          place,
+                          barriers_.slice(place),
+                          barriers_.retreat_of(place),
+                          {packed_ + thread * packed_size_, sums_ + thread * sums_size_}};
       prepare(member);
       barriers_.team(place).wait(place.rank);
       run_steps(member);
       barriers_.team(place).wait(place.rank);
-      if (kCell == Cell::kLstm) store_grad_cx(member);
+      if (call_.direction[d].grad_cx) store_grad_cx(member);
       if (call_.direction[d].grad_weight_ih) weight_gradients(member);
     }
     if (!call_.grad_input) return;
@@ -172,7 +175,7 @@ class Backward {
       }
       run_step(member, step);
     }
-    first_state(member);
+    if (call_.direction[member.d].grad_hx) first_state(member);
   }
 
   // From the gate gradients of step + 1 to those of `step`. Rows that only step + 1 has began there: theirs is grad_hx.
@@ -231,17 +234,9 @@ class Backward {
   };
   static int units_at(int64_t column, int64_t size) { return int(std::min<int64_t>(kLanes, size - column)); }
 
-  template <bool kFull, class T>
-  static RNNFAST_INLINE V load(const T* p, int count) {
-    return kFull ? Io<T>::load(p) : Io<T>::load_first(p, count);
-  }
-  template <bool kFull, class T>
-  static RNNFAST_INLINE void store(T* p, V value, int count) {
-    kFull ? Io<T>::store(p, value) : Io<T>::store_first(p, value, count);
-  }
-
   // Rows whose sequence begins after this step: dh is the gradient of their initial state.
   void leave(const Member& member, const Tile& tile) {
+    if (!call_.direction[member.d].grad_hx) return;
     for (int m = 0; m < tile.rows; ++m) {
       const int64_t b = member.place.slice + (tile.first_row + m) * grid_.slices;
       V dh = tile.dh[m * tile.dh_stride];
@@ -282,8 +277,8 @@ class Backward {
 
     template <bool kFull>
     RNNFAST_INLINE V add(V dh, int m, int count) const {
-      if (output) dh += load<kFull>(output + m * output_stride, count);
-      if (final_state) dh += load<kFull>(final_state + m * final_stride, count);
+      if (output) dh += load_part<kFull>(output + m * output_stride, count);
+      if (final_state) dh += load_part<kFull>(final_state + m * final_stride, count);
       return dh;
     }
   };
@@ -337,32 +332,34 @@ class Backward {
       const int64_t b = first + m * slices;
       V dh = incoming.template add<kFull>(*from, m, count);
       if constexpr (kCell == Cell::kGru) {
-        dh += load<kFull>(carry, count);
+        dh += load_part<kFull>(carry, count);
         const E* h_prev = b < limit ? outputs + (previous + b) * output_stride : initial_h + b * hidden;
-        const auto grad = Math::gru_backward(dh, load<kFull>(gates, count), load<kFull>(gates + hidden, count),
-                                             load<kFull>(gates + 2 * hidden, count),
-                                             load<kFull>(gates + 3 * hidden, count), load<kFull>(h_prev, count));
-        store<kFull>(dgates, grad.n_x, count);
-        store<kFull>(dgates + plane, grad.r, count);
-        store<kFull>(dgates + 2 * plane, grad.z, count);
-        store<kFull>(dgates + 3 * plane, grad.n_h, count);
-        store<kFull>(carry, grad.carry, count);
+        const auto grad =
+            Math::gru_backward(dh, load_part<kFull>(gates, count), load_part<kFull>(gates + hidden, count),
+                               load_part<kFull>(gates + 2 * hidden, count), load_part<kFull>(gates + 3 * hidden, count),
+                               load_part<kFull>(h_prev, count));
+        store_part<kFull>(dgates, grad.n_x, count);
+        store_part<kFull>(dgates + plane, grad.r, count);
+        store_part<kFull>(dgates + 2 * plane, grad.z, count);
+        store_part<kFull>(dgates + 3 * plane, grad.n_h, count);
+        store_part<kFull>(carry, grad.carry, count);
       } else if constexpr (kCell == Cell::kLstm) {
-        const V c_prev = b < limit ? load<kFull>(cells + (previous + b) * hidden, count)
-                                   : load<kFull>(initial_c + b * hidden, count);
-        const V o = load<kFull>(gates + 3 * hidden, count), c = load<kFull>(cells + (row + m * slices) * hidden, count);
-        const auto grad = Math::lstm_backward(dh, load<kFull>(carry, count), load<kFull>(gates, count),
-                                              load<kFull>(gates + hidden, count),
-                                              load<kFull>(gates + 2 * hidden, count), o, c, c_prev);
-        store<kFull>(dgates, grad.i, count);
-        store<kFull>(dgates + plane, grad.f, count);
-        store<kFull>(dgates + 2 * plane, grad.g, count);
-        store<kFull>(dgates + 3 * plane, grad.o, count);
-        store<kFull>(carry, grad.dc, count);
-        if (projected) store<kFull>(raw + m * slices * hidden, o * S::tanh(c), count);
+        const V c_prev = b < limit ? load_part<kFull>(cells + (previous + b) * hidden, count)
+                                   : load_part<kFull>(initial_c + b * hidden, count);
+        const V o = load_part<kFull>(gates + 3 * hidden, count),
+                c = load_part<kFull>(cells + (row + m * slices) * hidden, count);
+        const auto grad = Math::lstm_backward(dh, load_part<kFull>(carry, count), load_part<kFull>(gates, count),
+                                              load_part<kFull>(gates + hidden, count),
+                                              load_part<kFull>(gates + 2 * hidden, count), o, c, c_prev);
+        store_part<kFull>(dgates, grad.i, count);
+        store_part<kFull>(dgates + plane, grad.f, count);
+        store_part<kFull>(dgates + 2 * plane, grad.g, count);
+        store_part<kFull>(dgates + 3 * plane, grad.o, count);
+        store_part<kFull>(carry, grad.dc, count);
+        if (projected) store_part<kFull>(raw + m * slices * hidden, o * S::tanh(c), count);
       } else {
-        const V h = load<kFull>(outputs + (row + m * slices) * output_stride, count);
-        store<kFull>(dgates, Math::rnn_backward(dh, h, relu), count);
+        const V h = load_part<kFull>(outputs + (row + m * slices) * output_stride, count);
+        store_part<kFull>(dgates, Math::rnn_backward(dh, h, relu), count);
       }
       from += dh_stride;
       gates += saved_planes(kCell) * slices * hidden;
@@ -418,8 +415,8 @@ class Backward {
             const int64_t column = (input_panels_.first_vector(block) + v) * kLanes;
             E* out = call_.grad_input + (row + m) * shape_.input_size + column;
             const int64_t left = shape_.input_size - column;
-            left >= kLanes ? store<true>(out, acc[m * width + v], kLanes)
-                           : store<false>(out, acc[m * width + v], int(left));
+            left >= kLanes ? store_part<true>(out, acc[m * width + v], kLanes)
+                           : store_part<false>(out, acc[m * width + v], int(left));
           }
         }
       });
@@ -441,11 +438,19 @@ class Backward {
 };
 
 template <class E, Cell kCell>
+bool try_backward(const BackwardCall<E, ComputeOf<E>>& call) {
+  if constexpr (std::is_same_v<E, ComputeOf<E>>) {
+    if (StepBackward<E, kCell>::takes(call)) return StepBackward<E, kCell>(call).run();
+  }
+  return Backward<E, kCell>(call).run();
+}
+
+template <class E, Cell kCell>
 void backward_cell(const BackwardCall<E, ComputeOf<E>>& call) {
-  if (Backward<E, kCell>(call).run()) return;
+  if (try_backward<E, kCell>(call)) return;
   auto alone = call;
   alone.threads = 1;
-  Backward<E, kCell>(alone).run();
+  try_backward<E, kCell>(alone);
 }
 
 template <class E>

@@ -25,8 +25,8 @@ struct CellRows {
   int64_t c_stride;
 };
 
-// `at` is a copy, whose pointers advance by a row: of a reference the compiler must assume that the stores change it, and
-// reloading the pointers took longer than the arithmetic, which waits on latency.
+// `at` is a copy, whose pointers advance by a row: of a reference the compiler must assume that the stores change it,
+// and reloading the pointers took longer than the arithmetic, which waits on latency.
 template <bool kFull, bool kSave, class E, Cell kCell>
 void run_rows(CellRows<E, kCell> at) {
   using S = Simd<ComputeOf<E>>;

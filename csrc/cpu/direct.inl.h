@@ -2,7 +2,7 @@
 // packing would cost several times the product itself.
 //
 // The weight's rows are dotted with the rows of A: kUnits x R accumulators of partial sums over k, then each group of
-// kLanes partial sums is transposed and added up, which leaves one vector of units, as multiply() does.
+// kLanes partial sums is added up, which leaves one vector of units, as multiply() does.
 
 // sums += a[0 .. lanes) * w[0 .. lanes), the first `count` elements only.
 template <class E, bool kFull>
@@ -59,6 +59,27 @@ void dot_tile(typename Simd<ComputeOf<E>>::V* sums, Operand<E> a, int64_t depth,
     for (int u = 0; u < kUnits; ++u) sums[r * S::kLanes + u] = acc[r][u];
 }
 
+// The sum over the lanes of each of kLanes vectors, that of vector i in lane i: log2(kLanes) rounds of folding vector i
+// and i + half in two, which takes half of a transpose's shuffles.
+template <class T>
+RNNFAST_INLINE typename Simd<T>::V lane_sums(typename Simd<T>::V (&v)[Simd<T>::kLanes]) {
+  constexpr int kLanes = Simd<T>::kLanes;
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    typename Simd<T>::B low{}, high{};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int block = lane / (2 * half) * (2 * half), in_block = lane % (2 * half);
+      low[lane] = block + (in_block < half ? in_block : kLanes + in_block - half);
+      high[lane] = low[lane] + half;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      v[i] = __builtin_shuffle(v[i], v[i + half], low) + __builtin_shuffle(v[i], v[i + half], high);
+  }
+  return v[0];
+}
+
 // One vector of units for R rows: out[r * out_stride] = the dot products of A's row r with `count` rows of the weight.
 template <class E, int R>
 void dot_vector(typename Simd<ComputeOf<E>>::V* out, int out_stride, Operand<E> a, int64_t depth, const E* weight,
@@ -66,21 +87,18 @@ void dot_vector(typename Simd<ComputeOf<E>>::V* out, int out_stride, Operand<E> 
   using S = Simd<ComputeOf<E>>;
   using V = typename S::V;
   constexpr int kUnits = std::min(R == 1 ? 8 : 4, S::kLanes);
-  V sums[R * S::kLanes] = {};
+  V sums[R * S::kLanes];
   int unit = 0;
   for (; unit + kUnits <= count; unit += kUnits)
     dot_tile<E, R, kUnits>(sums + unit, a, depth, weight + unit * stride, stride);
   for (; unit < count; ++unit) dot_tile<E, R, 1>(sums + unit, a, depth, weight + unit * stride, stride);
+  for (; unit < S::kLanes; ++unit)
+    for (int r = 0; r < R; ++r) sums[r * S::kLanes + unit] = V{};
   for (int r = 0; r < R; ++r) {
     V columns[S::kLanes];
 #pragma GCC unroll 16
     for (int lane = 0; lane < S::kLanes; ++lane) columns[lane] = sums[r * S::kLanes + lane];
-    transpose<ComputeOf<E>>(columns);
-#pragma GCC unroll 4
-    for (int half = S::kLanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-      for (int lane = 0; lane < half; ++lane) columns[lane] += columns[lane + half];
-    out[r * out_stride] = columns[0];
+    out[r * out_stride] = lane_sums<ComputeOf<E>>(columns);
   }
 }
 

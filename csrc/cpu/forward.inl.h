@@ -2,10 +2,11 @@
 //
 // Shapes      input [rows, I], output [rows, D * Hout]; h lives in two buffers [B, Hout] (read one, write the other),
 //             zero-padded to whole pairs for bfloat16; c in one [B, H], updated in place.
-// Who owns    a thread owns a slice of the batch (sequences slice, slice + slices, ...: ragged batches stay balanced) and
-// what        a part of the hidden units. It computes W_ih x for its own units a chunk of time steps ahead, which needs
-//             no barrier, and then runs the steps of that chunk. If other programs hold the cores, one thread of a slice
-//             goes on alone (team.h, Retreat).
+// Who owns    a thread owns a slice of the batch (sequences slice, slice + slices, ...: ragged batches stay balanced)
+// and what        a part of the hidden units. It computes W_ih x for its own units a chunk of time steps ahead, which
+// needs
+//             no barrier, and then runs the steps of that chunk. If other programs hold the cores, one thread of a
+//             slice goes on alone (team.h, Retreat).
 // Sync        one barrier per step among the threads of a slice, two with a projection; none if a slice has one thread.
 // Saved       activated gates and c, when the call asks for them; csrc/README.md lists the planes.
 // Limits      the weights are packed at every call (a stale copy cannot exist; calls of few rows read them in place)
@@ -61,9 +62,9 @@ class Forward {
   // One thread's share of one direction.
   struct Member {
     int d, slice, unit;
-    Range blocks;  // of hidden units
-    E* panel;      // one block of W_ih, where it is packed in passing
-    C* ahead;      // [rows of a chunk, ahead_stride_] W_ih x + bias, of all units of the slice
+    Range blocks;    // of hidden units
+    E* panel;        // one block of W_ih, where it is packed in passing
+    C* ahead;        // [rows of a chunk, ahead_stride_] W_ih x + bias, of all units of the slice
     int64_t* start;  // [steps of a chunk + 1] first row in `ahead` of each time
     Barrier barrier;
     Retreat retreat;
@@ -100,7 +101,8 @@ class Forward {
     }
     ahead_stride_ = hidden_panels_.position(hidden_panels_.blocks());
     ahead_size_ = std::min(chunk_rows_ + step_rows, schedule_.steps * step_rows) * ahead_stride_;
-    ahead_ = workspace_.take<C>(ahead_size_ * grid_.directions * grid_.slices + kLanes);  // dense blocks are read past their end
+    ahead_ = workspace_.take<C>(ahead_size_ * grid_.directions * grid_.slices +
+                                kLanes);  // dense blocks are read past their end
   }
 
   void run_thread(int thread) {
@@ -205,7 +207,8 @@ class Forward {
     }
   }
 
-  // False if unit 0 does the rest of the steps without this thread, whose part of this chunk's `ahead` is there already.
+  // False if unit 0 does the rest of the steps without this thread, whose part of this chunk's `ahead` is there
+  // already.
   bool takes_part(Member& member, int64_t step) const {
     if (grid_.units == 1 || !member.retreat.alone(step, member.unit)) return true;
     member.blocks = {0, hidden_panels_.blocks()};
@@ -255,8 +258,7 @@ class Forward {
       product(acc, input_panels_, block, count, x.from_row(first), panel, weights.ih);
       for (int m = 0; m < count; ++m)
         for (int v = 0; v < width; ++v)
-          S::store(out + (first + m) * ahead_stride_ + v * kLanes,
-                   acc[m * width + v] + S::load(bias + v * kLanes));
+          S::store(out + (first + m) * ahead_stride_ + v * kLanes, acc[m * width + v] + S::load(bias + v * kLanes));
     });
   }
 
@@ -399,7 +401,7 @@ class Forward {
   void store_final_states(int d) {
     const int64_t hidden = shape_.hidden_size;
     int64_t t = 0;
-    for (int64_t b = schedule_.batch - 1; b >= 0; --b) {
+    for (int64_t b = schedule_.batch - 1; call_.direction[d].h_n && b >= 0; --b) {
       if (d == 0)
         while (t + 1 < schedule_.steps && schedule_.count[t + 1] > b) ++t;
       std::memcpy(call_.direction[d].h_n + b * output_size_,

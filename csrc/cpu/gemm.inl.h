@@ -312,8 +312,7 @@ void pack_vector(E* dst, int64_t stride, const Columns<E>& column, int64_t k_str
   }
   for (; k < depth; ++k) {
     E* out = dst + k / kStep * stride + k % kStep;
-    for (int lane = 0; lane < kLanes; ++lane)
-      out[lane * kStep] = column.at[lane] ? column.at[lane][k * k_stride] : E{};
+    for (int lane = 0; lane < kLanes; ++lane) out[lane * kStep] = column.at[lane] ? column.at[lane][k * k_stride] : E{};
   }
   if (depth % kStep)
     for (int lane = 0; lane < kLanes; ++lane) dst[depth / kStep * stride + lane * kStep + 1] = E{};
@@ -370,7 +369,8 @@ void pack_transposed(E* dst, const PanelShape<E>& shape, const Weight& weight, i
       E* out = dst + shape.offset(block) + int64_t(v) * kLanes * kPair<E>;
       for (int gate = 0; gate < gates; ++gate, out += ceil_div(size, kPair<E>) * stride) {
         const int64_t row = (gate + leading) % gates * size;
-        const E* src = static_cast<const E*>(weight.data) + row * weight.row_stride + first_column * weight.column_stride;
+        const E* src =
+            static_cast<const E*>(weight.data) + row * weight.row_stride + first_column * weight.column_stride;
         if (weight.column_stride == 1) {
           pack_adjacent<E>(out, stride, src, weight.row_stride, size, count);
           continue;

@@ -49,7 +49,7 @@ struct ForwardDirection {
   DirectionWeights weights;
   const Storage* hx;  // [B, output_size]
   const Storage* cx;  // [B, H], LSTM
-  Storage* h_n;       // [B, output_size]
+  Storage* h_n;       // [B, output_size], or null: the output says it all
   Storage* c_n;       // [B, H], LSTM
   Storage* gates;     // [rows, saved_planes * H], or null: nothing is saved
   Compute* cells;     // [rows, H], LSTM, or null
@@ -75,7 +75,7 @@ struct BackwardDirection {
   const Storage* cx;
   const Storage* gates;
   const Compute* cells;
-  Storage* grad_hx;
+  Storage* grad_hx;  // null, as grad_cx: not wanted
   Storage* grad_cx;
   Storage* grad_weight_ih;  // null, as all below: not wanted
   Storage* grad_weight_hh;

@@ -14,6 +14,7 @@
 #include "layer.h"
 #include "layers.h"
 #include "rows.h"
+#include "tensors.h"
 
 namespace rnnfast {
 namespace {
@@ -23,48 +24,44 @@ using torch::headeronly::ScalarType;
 bool is_half(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
 
 // The dtype of sums, activations and c.
-ScalarType compute_type(const Tensor& input) {
-  const ScalarType type = input.scalar_type();
+ScalarType compute_type(ScalarType type) {
   STD_TORCH_CHECK(is_half(type) || type == ScalarType::Float || type == ScalarType::Double,
                   "input: expected float32, float64, bfloat16 or float16, got ", toString(type));
   return is_half(type) ? ScalarType::Float : type;
 }
 
-// Contiguous, in the given dtype; the tensor itself where it already is.
-Tensor ready(const Tensor& tensor, ScalarType type) {
-  const Tensor converted = tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+// Contiguous, in the given dtype (`same`: it has it already); the tensor itself where it can be.
+Tensor ready(const Tensor& tensor, ScalarType type, bool same) {
+  const Tensor converted = same ? tensor : torch::stable::to(tensor, type);
   return converted.is_contiguous() ? converted : torch::stable::contiguous(converted);
 }
 
 Tensors converted(const Tensors& tensors, ScalarType type) {
   Tensors result;
-  for (const Tensor& tensor : tensors)
-    result.push_back(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
+  for (const Tensor& tensor : tensors) result.push_back(torch::stable::to(tensor, type));
   return result;
-}
-
-Tensor restored(const Tensor& tensor, ScalarType type) {
-  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
 
 LayerShape shape_of(Cell cell, bool relu, const LayerSizes& sizes) {
   return {cell, relu, sizes.input_size, sizes.hidden_size, sizes.proj_size, sizes.directions};
 }
 
-Weight weight_of(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.dim() == 2 ? tensor.stride(1) : 0};
+Weight weight_of(const Tensor& tensor, bool matrix) {
+  int64_t* strides;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));
+  return {tensor.const_data_ptr(), strides[0], matrix ? strides[1] : 0};
 }
 
 DirectionWeights weights_of(const LayerSizes& sizes, const Tensors& weights, int64_t d) {
   const Tensor* const own = weights.data() + d * sizes.weights_per_direction;
   DirectionWeights result;
-  result.ih = weight_of(own[0]);
-  result.hh = weight_of(own[1]);
+  result.ih = weight_of(own[0], true);
+  result.hh = weight_of(own[1], true);
   if (sizes.has_biases) {
-    result.bias_ih = weight_of(own[2]);
-    result.bias_hh = weight_of(own[3]);
+    result.bias_ih = weight_of(own[2], false);
+    result.bias_hh = weight_of(own[3], false);
   }
-  if (sizes.proj_size) result.hr = weight_of(own[sizes.weights_per_direction - 1]);
+  if (sizes.proj_size) result.hr = weight_of(own[sizes.weights_per_direction - 1], true);
   return result;
 }
 
@@ -77,11 +74,20 @@ T* write(const Tensor& tensor, int64_t offset = 0) {
   return static_cast<T*>(tensor.mutable_data_ptr()) + offset;
 }
 
-// All tensors contiguous, of storage type E; rows packed.
+// hx and cx contiguous, of the given dtype, in the order of the rows.
+Tensor state_of(const LayerInputs& in, const OptionalTensor& state, const LayerSizes& sizes, int64_t size,
+                const Rows& rows, ScalarType type, bool same) {
+  if (!state)
+    return in.step ? zeros(type, {sizes.batch, size}) : zeros(type, {sizes.directions, rows.schedule().batch, size});
+  Tensor contiguous = ready(*state, type, same);
+  return rows.sorted() ? rows.gather(contiguous) : contiguous;
+}
+
+// All tensors contiguous, of storage type E; rows packed. A step's only output is its state.
 template <class E, class C>
 void run_forward(void (*kernel)(const ForwardCall<E, C>&), const LayerShape& shape, const LayerSizes& sizes,
                  const Schedule& schedule, const Tensor& input, const Tensor& hx, const Tensor* cx,
-                 const Tensors& weights, Forward& result) {
+                 const Tensors& weights, bool step, Forward& result) {
   ForwardCall<E, C> call{};
   call.shape = shape;
   call.schedule = &schedule;
@@ -94,123 +100,124 @@ void run_forward(void (*kernel)(const ForwardCall<E, C>&), const LayerShape& sha
     const int64_t states = d * schedule.batch * shape.output_size(), cells = d * schedule.batch * shape.hidden_size;
     direction.weights = weights_of(sizes, weights, d);
     direction.hx = read<E>(hx, states);
-    direction.h_n = write<E>(result.h_n, states);
+    direction.h_n = step ? nullptr : write<E>(result.h_n, states);
     if (cx) {
       direction.cx = read<E>(*cx, cells);
       direction.c_n = write<E>(result.c_n, cells);
     }
-    if (!result.saved.empty()) {
-      direction.gates = write<E>(result.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
-      if (cx) direction.cells = write<C>(result.saved[1], d * sizes.rows * shape.hidden_size);
-    }
+    const int64_t units = d * sizes.rows * shape.hidden_size;
+    if (result.gates) direction.gates = write<E>(*result.gates, saved_planes(shape.cell) * units);
+    if (result.cells) direction.cells = write<C>(*result.cells, units);
   }
   kernel(call);
 }
 
 }  // namespace
 
-Forward forward_layer(Cell cell, bool relu, const Tensor& input, const Tensor& hx, const Tensor* cx,
-                      const Tensors& weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                      bool save) {
-  const LayerSizes sizes = check_layer(cell, input, hx, cx, weights, batch_sizes, lengths);
-  const ScalarType type = input.scalar_type(), wide = compute_type(input);
+Forward forward_layer(const LayerInputs& in, bool save) {
+  const LayerSizes sizes = check_layer(in);
+  const ScalarType type = in.input.scalar_type(), wide = compute_type(type);
   const Kernels& kernel = kernels();
   const bool native_bf16 = type == ScalarType::BFloat16 && kernel.forward_bf16;
   const ScalarType storage = native_bf16 ? type : wide;
-  const Rows rows(sizes, batch_sizes, lengths);
+  const bool same = type == storage, lstm = in.cell == Cell::kLstm;
+  const Rows rows(sizes, in.batch_sizes, in.lengths);
   const Schedule schedule = rows.schedule();
 
-  Tensor x = ready(input, storage), h = ready(hx, storage);
-  if (rows.sorted()) {
-    x = rows.pack(x);
-    h = rows.gather(h);
-  }
-  // dpbf16ps reads pairs: an odd width gets a zero column.
-  if (native_bf16 && sizes.input_size % 2) x = torch::stable::pad(x, {0, 1}, "constant", 0.0);
+  Tensor x = ready(in.input, storage, same);
+  if (rows.sorted()) x = rows.pack(x);
+  const Tensor h = state_of(in, in.hx, sizes, sizes.output_size(), rows, storage, same);
+  const Tensor c = lstm ? state_of(in, in.cx, sizes, sizes.hidden_size, rows, storage, same) : h;
 
-  Forward result;
   const int64_t width = sizes.directions * sizes.output_size();
-  const bool flat = batch_sizes || rows.sorted();
-  result.output = flat ? torch::stable::new_empty(x, {schedule.total, width})
-                       : torch::stable::new_empty(x, {sizes.steps, sizes.batch, width});
-  result.h_n = torch::stable::new_empty(h, {sizes.directions, schedule.batch, sizes.output_size()});
-  Tensor c;
-  if (cx) {
-    c = ready(*cx, storage);
-    if (rows.sorted()) c = rows.gather(c);
-    result.c_n = torch::stable::new_empty(c, {sizes.directions, schedule.batch, sizes.hidden_size});
-  }
-  if (save && cell != Cell::kRnn) {
-    const auto add_saved = [&](int64_t width, ScalarType dtype) {
-      const std::vector<int64_t> size = {sizes.directions, sizes.rows, width};
-      // With lengths fewer rows are written than the shape (which must not depend on their values) has.
-      result.saved.push_back(rows.sorted() ? torch::stable::new_zeros(x, size, dtype)
-                                           : torch::stable::new_empty(x, size, dtype));
+  const auto new_state = [&](int64_t size) {
+    return in.step ? empty(storage, {sizes.batch, size}) : empty(storage, {sizes.directions, schedule.batch, size});
+  };
+  const auto new_output = [&] {
+    return in.batch_sizes || rows.sorted() ? empty(storage, {schedule.total, width})
+                                           : empty(storage, {sizes.steps, sizes.batch, width});
+  };
+  Tensor h_n = new_state(sizes.output_size());
+  Forward result{in.step ? h_n : new_output(), h_n, lstm ? new_state(sizes.hidden_size) : h_n, std::nullopt,
+                 std::nullopt};
+  if (save && in.cell != Cell::kRnn) {
+    // With lengths fewer rows are written than the shape (which must not depend on their values) has.
+    const auto new_saved = [&](ScalarType dtype, int64_t planes) {
+      return rows.sorted() ? zeros(dtype, {sizes.directions, sizes.rows, planes * sizes.hidden_size})
+                           : empty(dtype, {sizes.directions, sizes.rows, planes * sizes.hidden_size});
     };
-    add_saved(saved_planes(cell) * sizes.hidden_size, storage);
-    if (cx) add_saved(sizes.hidden_size, wide);
+    result.gates = new_saved(storage, saved_planes(in.cell));
+    if (lstm) result.cells = new_saved(wide, 1);
   }
 
-  const LayerShape shape = shape_of(cell, relu, sizes);
+  const LayerShape shape = shape_of(in.cell, in.relu, sizes);
+  const Tensor* const cx = lstm ? &c : nullptr;
   if (schedule.total == 0) {  // no step: the states pass through
     torch::stable::copy_(result.h_n, h);
-    if (cx) torch::stable::copy_(result.c_n, c);
+    if (lstm) torch::stable::copy_(result.c_n, c);
   } else if (native_bf16) {
-    run_forward<BFloat16, float>(kernel.forward_bf16, shape, sizes, schedule, x, h, cx ? &c : nullptr, weights, result);
+    // dpbf16ps reads pairs: an odd width gets a zero column.
+    if (sizes.input_size % 2) x = torch::stable::pad(x, {0, 1}, "constant", 0.0);
+    run_forward<BFloat16, float>(kernel.forward_bf16, shape, sizes, schedule, x, h, cx, in.weights, in.step, result);
   } else if (storage == ScalarType::Double) {
-    run_forward<double, double>(kernel.forward_f64, shape, sizes, schedule, x, h, cx ? &c : nullptr, weights, result);
+    run_forward<double, double>(kernel.forward_f64, shape, sizes, schedule, x, h, cx, in.weights, in.step, result);
   } else {
-    run_forward<float, float>(kernel.forward_f32, shape, sizes, schedule, x, h, cx ? &c : nullptr,
-                              converted(weights, storage), result);
+    run_forward<float, float>(kernel.forward_f32, shape, sizes, schedule, x, h, cx,
+                              same ? in.weights : converted(in.weights, storage), in.step, result);
   }
   if (rows.sorted()) {
     result.output = rows.unpack(result.output);
-    result.h_n = rows.scatter(result.h_n, ready(hx, storage));
-    if (cx) result.c_n = rows.scatter(result.c_n, ready(*cx, storage));
+    const auto scattered = [&](const Tensor& state, const OptionalTensor& initial) {
+      return rows.scatter(state, initial ? OptionalTensor(ready(*initial, storage, same)) : OptionalTensor());
+    };
+    result.h_n = scattered(result.h_n, in.hx);
+    if (lstm) result.c_n = scattered(result.c_n, in.cx);
   }
-  result.output = restored(result.output, type);
-  result.h_n = restored(result.h_n, type);
-  if (cx) result.c_n = restored(result.c_n, type);
-  if (!result.saved.empty()) result.saved[0] = restored(result.saved[0], type);
+  if (!same) {
+    result.h_n = torch::stable::to(result.h_n, type);
+    result.output = in.step ? result.h_n : torch::stable::to(result.output, type);
+    if (lstm) result.c_n = torch::stable::to(result.c_n, type);
+    if (result.gates) result.gates = torch::stable::to(*result.gates, type);
+  }
   return result;
 }
 
 namespace {
 
-// Incoming gradients and what forward knew; all contiguous, of type T, rows packed.
+// Incoming gradients and what forward knew; all contiguous, of type E (cells: C), rows packed.
 struct BackwardTensors {
-  Tensor input, hx, cx, output;
-  OptionalTensor grad_output, grad_h_n, grad_c_n;
-  Tensors weights, saved;
+  Tensor input, hx, cx;
+  OptionalTensor output, grad_output, grad_h_n, grad_c_n, gates, cells;
+  Tensors weights;
 };
 
 template <class E, class C>
 void run_backward(void (*kernel)(const BackwardCall<E, C>&), const LayerShape& shape, const LayerSizes& sizes,
-                  const Schedule& schedule, const BackwardTensors& tensors, bool need_grad_input,
+                  const Schedule& schedule, const BackwardTensors& tensors, bool need_grad_input, bool need_grad_states,
                   bool need_grad_weights, const Backward& result) {
   BackwardCall<E, C> call{};
   call.shape = shape;
   call.schedule = &schedule;
   call.threads = usable_threads();
   call.input = read<E>(tensors.input);
-  call.output = read<E>(tensors.output);
+  call.output = tensors.output ? read<E>(*tensors.output) : nullptr;
   call.grad_output = tensors.grad_output ? read<E>(*tensors.grad_output) : nullptr;
   call.grad_input = need_grad_input ? write<E>(result.input) : nullptr;
   for (int64_t d = 0; d < sizes.directions; ++d) {
     BackwardDirection<E, C>& direction = call.direction[d];
     const int64_t states = d * schedule.batch * shape.output_size(), cells = d * schedule.batch * shape.hidden_size;
+    const int64_t units = d * sizes.rows * shape.hidden_size;
     direction.weights = weights_of(sizes, tensors.weights, d);
     direction.hx = read<E>(tensors.hx, states);
-    direction.grad_hx = write<E>(result.hx, states);
+    direction.grad_hx = need_grad_states ? write<E>(result.hx, states) : nullptr;
     direction.grad_h_n = tensors.grad_h_n ? read<E>(*tensors.grad_h_n, states) : nullptr;
+    if (tensors.gates) direction.gates = read<E>(*tensors.gates, saved_planes(shape.cell) * units);
     if (shape.cell == Cell::kLstm) {
       direction.cx = read<E>(tensors.cx, cells);
-      direction.grad_cx = write<E>(result.cx, cells);
+      direction.grad_cx = need_grad_states ? write<E>(result.cx, cells) : nullptr;
       direction.grad_c_n = tensors.grad_c_n ? read<E>(*tensors.grad_c_n, cells) : nullptr;
-      direction.cells = read<C>(tensors.saved[1], d * sizes.rows * shape.hidden_size);
+      direction.cells = read<C>(*tensors.cells, units);
     }
-    if (shape.cell != Cell::kRnn)
-      direction.gates = read<E>(tensors.saved[0], d * sizes.rows * saved_planes(shape.cell) * shape.hidden_size);
     if (!need_grad_weights) continue;
     const Tensor* const own = result.weights.data() + d * sizes.weights_per_direction;
     direction.grad_weight_ih = write<E>(own[0]);
@@ -224,106 +231,108 @@ void run_backward(void (*kernel)(const BackwardCall<E, C>&), const LayerShape& s
   kernel(call);
 }
 
-void check_backward(Cell cell, const LayerSizes& sizes, const Tensor& input, const Tensor& hx, const Tensor* cx,
-                    const Tensor& output, const Tensors& saved, const OptionalTensor& grad_output,
-                    const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, ScalarType wide) {
+void check_backward(const LayerInputs& in, const LayerSizes& sizes, const Known& known, const Incoming& grads,
+                    ScalarType type, ScalarType wide) {
+  const Facts x(in.input);
   const int64_t width = sizes.directions * sizes.output_size();
   const auto check_output = [&](const Tensor& tensor, Name name) {
-    check_like(tensor, input, name);
-    input.dim() == 2 ? check_shape(tensor, {sizes.rows, width}, name)
-                     : check_shape(tensor, {sizes.steps, sizes.batch, width}, name);
+    x.dim == 2 ? check_like(tensor, {sizes.rows, width}, in.input, x, name)
+               : check_like(tensor, {sizes.steps, sizes.batch, width}, in.input, x, name);
   };
-  check_output(output, {"output"});
-  if (grad_output) check_output(*grad_output, {"grad_output"});
-  const auto check_state = [&](const OptionalTensor& tensor, const Tensor& state, Name name) {
+  const auto check_state = [&](const OptionalTensor& tensor, int64_t size, Name name) {
     if (!tensor) return;
-    check_like(*tensor, input, name);
-    check_shape(*tensor, {state.size(0), state.size(1), state.size(2)}, name);
+    in.step ? check_like(*tensor, {sizes.batch, size}, in.input, x, name)
+            : check_like(*tensor, {sizes.directions, sizes.batch, size}, in.input, x, name);
   };
-  check_state(grad_h_n, hx, {"grad_h_n"});
-  if (cx) check_state(grad_c_n, *cx, {"grad_c_n"});
-  const size_t expected = cell == Cell::kRnn ? 0 : cell == Cell::kGru ? 1 : 2;
-  STD_TORCH_CHECK(saved.size() == expected, "saved: expected ", expected, " tensors, got ", saved.size());
-  for (size_t i = 0; i < expected; ++i) {
-    const Name name{"saved", int64_t(i)};
-    check_shape(saved[i], {sizes.directions, sizes.rows, (i ? 1 : saved_planes(cell)) * sizes.hidden_size}, name);
-    STD_TORCH_CHECK(
-        saved[i].is_cpu() && saved[i].is_contiguous() && saved[i].scalar_type() == (i ? wide : input.scalar_type()),
-        name.str(), ": expected what forward returned");
-  }
+  if (known.output) check_output(*known.output, {"output"});
+  if (grads.output) check_output(*grads.output, {"grad_output"});
+  check_state(grads.h_n, sizes.output_size(), {"grad_h_n"});
+  check_state(grads.c_n, sizes.hidden_size, {"grad_c_n"});
+  const auto check_saved = [&](const OptionalTensor& saved, int64_t planes, ScalarType dtype, Name name) {
+    if (!saved) return;
+    check_shape(*saved, {sizes.directions, sizes.rows, planes * sizes.hidden_size}, name);
+    STD_TORCH_CHECK(saved->is_cpu() && saved->is_contiguous() && saved->scalar_type() == dtype, name.str(),
+                    ": expected what forward returned, in dtype ", toString(dtype));
+  };
+  check_saved(known.gates, saved_planes(in.cell), type, {"saved_0"});
+  check_saved(known.cells, 1, wide, {"saved_1"});
 }
 
 }  // namespace
 
-Backward backward_layer(Cell cell, bool relu, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                        const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& hx, const Tensor* cx,
-                        const Tensors& weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                        const Tensor& output, const Tensors& saved, bool need_grad_input, bool need_grad_weights) {
-  const LayerSizes sizes = check_layer(cell, input, hx, cx, weights, batch_sizes, lengths);
-  const ScalarType type = input.scalar_type(), wide = compute_type(input);
-  check_backward(cell, sizes, input, hx, cx, output, saved, grad_output, grad_h_n, grad_c_n, wide);
-  const bool native_bf16 = type == ScalarType::BFloat16 && kernels().backward_bf16;
+Backward backward_layer(const LayerInputs& in, const Incoming& grads, const Known& known, bool need_grad_input,
+                        bool need_grad_states, bool need_grad_weights) {
+  const LayerSizes sizes = check_layer(in);
+  const ScalarType type = in.input.scalar_type(), wide = compute_type(type);
+  const Kernels& kernel = kernels();
+  const bool native_bf16 = type == ScalarType::BFloat16 && kernel.backward_bf16;
   const ScalarType storage = native_bf16 ? type : wide;
-  const Rows rows(sizes, batch_sizes, lengths);
+  const bool same = type == storage, lstm = in.cell == Cell::kLstm;
+  check_backward(in, sizes, known, grads, type, wide);
+  const Rows rows(sizes, in.batch_sizes, in.lengths);
   const Schedule schedule = rows.schedule();
 
   const auto in_rows = [&](const Tensor& tensor) {
-    const Tensor contiguous = ready(tensor, storage);
+    Tensor contiguous = ready(tensor, storage, same);
     return rows.sorted() ? rows.pack(contiguous) : contiguous;
   };
-  const auto in_order = [&](const Tensor& tensor) {
-    const Tensor contiguous = ready(tensor, storage);
-    return rows.sorted() ? rows.gather(contiguous) : contiguous;
+  const auto in_order = [&](const OptionalTensor& tensor) {
+    return tensor ? state_of(in, tensor, sizes, 0, rows, storage, same) : OptionalTensor();
   };
-  const auto if_given = [](const OptionalTensor& tensor, const auto& prepare) {
-    return tensor ? OptionalTensor(prepare(*tensor)) : OptionalTensor();
-  };
-  BackwardTensors tensors{in_rows(input),
-                          in_order(hx),
-                          cx ? in_order(*cx) : Tensor(),
-                          in_rows(output),
-                          if_given(grad_output, in_rows),
-                          if_given(grad_h_n, in_order),
-                          if_given(grad_c_n, in_order),
-                          converted(weights, storage),
-                          saved};
-  if (!saved.empty()) tensors.saved[0] = restored(saved[0], storage);
+  const Tensor hx = state_of(in, in.hx, sizes, sizes.output_size(), rows, storage, same);
+  const BackwardTensors tensors{in_rows(in.input),
+                                hx,
+                                lstm ? state_of(in, in.cx, sizes, sizes.hidden_size, rows, storage, same) : hx,
+                                known.output ? in_rows(*known.output) : OptionalTensor(),
+                                grads.output ? in_rows(*grads.output) : OptionalTensor(),
+                                in_order(grads.h_n),
+                                in_order(grads.c_n),
+                                known.gates && !same ? torch::stable::to(*known.gates, storage) : known.gates,
+                                known.cells,
+                                same ? in.weights : converted(in.weights, storage)};
 
-  Backward result;
-  result.input = need_grad_input ? torch::stable::empty_like(tensors.input) : torch::stable::new_empty(input, {0});
-  result.hx = torch::stable::empty_like(tensors.hx);
-  if (cx) result.cx = torch::stable::empty_like(tensors.cx);
+  Tensor grad_input = need_grad_input ? empty_like(storage, tensors.input) : empty(storage, {0});
+  Tensor grad_hx = need_grad_states ? empty_like(storage, tensors.hx) : empty(storage, {0});
+  Tensor grad_cx = !lstm ? grad_hx : need_grad_states ? empty_like(storage, tensors.cx) : empty(storage, {0});
+  Backward result{grad_input, grad_hx, grad_cx, {}};
+  result.weights.reserve(tensors.weights.size());
   for (const Tensor& weight : tensors.weights) {
-    std::vector<int64_t> size = {0};
-    if (need_grad_weights) size.assign(weight.sizes().begin(), weight.sizes().end());
+    result.weights.push_back(need_grad_weights ? empty_like(storage, weight) : empty(storage, {0}));
     // A batch without a step leaves every sum at zero.
-    result.weights.push_back(schedule.total == 0 ? torch::stable::new_zeros(weight, size)
-                                                 : torch::stable::new_empty(weight, size));
+    if (schedule.total == 0) torch::stable::zero_(result.weights.back());
   }
 
-  const LayerShape shape = shape_of(cell, relu, sizes);
+  const LayerShape shape = shape_of(in.cell, in.relu, sizes);
   if (schedule.total == 0) {
-    tensors.grad_h_n ? torch::stable::copy_(result.hx, *tensors.grad_h_n) : torch::stable::zero_(result.hx);
-    if (cx) tensors.grad_c_n ? torch::stable::copy_(result.cx, *tensors.grad_c_n) : torch::stable::zero_(result.cx);
+    const auto pass = [&](Tensor& to, const OptionalTensor& from) {
+      from ? torch::stable::copy_(to, *from) : torch::stable::zero_(to);
+    };
+    if (need_grad_states) pass(result.hx, tensors.grad_h_n);
+    if (need_grad_states && lstm) pass(result.cx, tensors.grad_c_n);
   } else if (native_bf16) {
-    run_backward(kernels().backward_bf16, shape, sizes, schedule, tensors, need_grad_input, need_grad_weights, result);
+    run_backward(kernel.backward_bf16, shape, sizes, schedule, tensors, need_grad_input, need_grad_states,
+                 need_grad_weights, result);
   } else if (storage == ScalarType::Double) {
-    run_backward(kernels().backward_f64, shape, sizes, schedule, tensors, need_grad_input, need_grad_weights, result);
+    run_backward(kernel.backward_f64, shape, sizes, schedule, tensors, need_grad_input, need_grad_states,
+                 need_grad_weights, result);
   } else {
-    run_backward(kernels().backward_f32, shape, sizes, schedule, tensors, need_grad_input, need_grad_weights, result);
+    run_backward(kernel.backward_f32, shape, sizes, schedule, tensors, need_grad_input, need_grad_states,
+                 need_grad_weights, result);
   }
   if (rows.sorted()) {
-    const auto given = [&](const OptionalTensor& grad) {
-      return grad ? OptionalTensor(ready(*grad, storage)) : OptionalTensor();
+    const auto scattered = [&](const Tensor& grad, const OptionalTensor& given) {
+      return rows.scatter(grad, given ? OptionalTensor(ready(*given, storage, same)) : OptionalTensor());
     };
     if (need_grad_input) result.input = rows.unpack(result.input);
-    result.hx = rows.scatter(result.hx, given(grad_h_n));
-    if (cx) result.cx = rows.scatter(result.cx, given(grad_c_n));
+    if (need_grad_states) result.hx = scattered(result.hx, grads.h_n);
+    if (need_grad_states && lstm) result.cx = scattered(result.cx, grads.c_n);
   }
-  result.input = restored(result.input, type);
-  result.hx = restored(result.hx, type);
-  if (cx) result.cx = restored(result.cx, type);
-  result.weights = converted(result.weights, type);
+  if (!same) {
+    result.input = torch::stable::to(result.input, type);
+    result.hx = torch::stable::to(result.hx, type);
+    if (lstm) result.cx = torch::stable::to(result.cx, type);
+    result.weights = converted(result.weights, type);
+  }
   return result;
 }
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "../common/cell.h"
+#include "../common/check.h"
 
 namespace rnnfast {
 
@@ -15,8 +15,8 @@ using OptionalTensor = std::optional<Tensor>;
 using Tensors = std::vector<Tensor>;
 
 struct Forward {
-  Tensor output, h_n, c_n;
-  Tensors saved;
+  Tensor output, h_n, c_n;      // for a step h_n and c_n alone
+  OptionalTensor gates, cells;  // saved for backward
 };
 
 struct Backward {
@@ -24,14 +24,18 @@ struct Backward {
   Tensors weights;
 };
 
-// Arguments as in rnnfast/ops.py; cx is null but for the LSTM.
-Forward forward_layer(Cell cell, bool relu, const Tensor& input, const Tensor& hx, const Tensor* cx,
-                      const Tensors& weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                      bool save);
+struct Incoming {
+  const OptionalTensor &output, &h_n, &c_n;
+};
 
-Backward backward_layer(Cell cell, bool relu, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                        const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& hx, const Tensor* cx,
-                        const Tensors& weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                        const Tensor& output, const Tensors& saved, bool need_grad_input, bool need_grad_weights);
+Forward forward_layer(const LayerInputs& in, bool save);
+
+// What forward returned. For a step `output` is its h_n, whose gradient is Incoming::h_n; only the RNN's is read.
+struct Known {
+  const OptionalTensor &output, &gates, &cells;
+};
+
+Backward backward_layer(const LayerInputs& in, const Incoming& grads, const Known& known, bool need_grad_input,
+                        bool need_grad_states, bool need_grad_weights);
 
 }  // namespace rnnfast

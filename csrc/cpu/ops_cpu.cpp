@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "layer.h"
 #include "layers.h"
@@ -13,63 +14,149 @@ namespace {
 
 using OneState = std::tuple<Tensor, Tensor>;
 using TwoStates = std::tuple<Tensor, Tensor, Tensor>;
-using OneStateSaved = std::tuple<Tensor, Tensor, Tensors>;
-using TwoStatesSaved = std::tuple<Tensor, Tensor, Tensor, Tensors>;
+using TwoStatesSaved = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using TwoStepStatesSaved = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using OneStateGrads = std::tuple<Tensor, Tensor, Tensors>;
+using TwoStatesGrads = std::tuple<Tensor, Tensor, Tensor, Tensors>;
 
-OneState rnn_infer(const Tensor& input, const Tensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                   const OptionalTensor& lengths, bool relu) {
-  const Forward f = forward_layer(Cell::kRnn, relu, input, hx, nullptr, weights, batch_sizes, lengths, false);
-  return {f.output, f.h_n};
+const OptionalTensor kNone;
+
+// ---- layers
+
+OneState rnn_infer(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
+                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool relu) {
+  Forward f = forward_layer({Cell::kRnn, relu, false, input, hx, kNone, weights, batch_sizes, lengths}, false);
+  return {std::move(f.output), std::move(f.h_n)};
 }
-OneStateSaved rnn_fwd(const Tensor& input, const Tensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                      const OptionalTensor& lengths, bool relu) {
-  const Forward f = forward_layer(Cell::kRnn, relu, input, hx, nullptr, weights, batch_sizes, lengths, true);
-  return {f.output, f.h_n, f.saved};
+OneState rnn_fwd(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
+                 const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool relu) {
+  Forward f = forward_layer({Cell::kRnn, relu, false, input, hx, kNone, weights, batch_sizes, lengths}, true);
+  return {std::move(f.output), std::move(f.h_n)};
 }
-OneState gru_infer(const Tensor& input, const Tensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                   const OptionalTensor& lengths) {
-  const Forward f = forward_layer(Cell::kGru, false, input, hx, nullptr, weights, batch_sizes, lengths, false);
-  return {f.output, f.h_n};
+OneState gru_infer(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
+                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths) {
+  Forward f = forward_layer({Cell::kGru, false, false, input, hx, kNone, weights, batch_sizes, lengths}, false);
+  return {std::move(f.output), std::move(f.h_n)};
 }
-OneStateSaved gru_fwd(const Tensor& input, const Tensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                      const OptionalTensor& lengths) {
-  const Forward f = forward_layer(Cell::kGru, false, input, hx, nullptr, weights, batch_sizes, lengths, true);
-  return {f.output, f.h_n, f.saved};
+TwoStates gru_fwd(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
+                  const OptionalTensor& batch_sizes, const OptionalTensor& lengths) {
+  Forward f = forward_layer({Cell::kGru, false, false, input, hx, kNone, weights, batch_sizes, lengths}, true);
+  return {std::move(f.output), std::move(f.h_n), std::move(*f.gates)};
 }
-TwoStates lstm_infer(const Tensor& input, const Tensor& hx, const Tensor& cx, const Tensors& weights,
+TwoStates lstm_infer(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, const Tensors& weights,
                      const OptionalTensor& batch_sizes, const OptionalTensor& lengths) {
-  const Forward f = forward_layer(Cell::kLstm, false, input, hx, &cx, weights, batch_sizes, lengths, false);
-  return {f.output, f.h_n, f.c_n};
+  Forward f = forward_layer({Cell::kLstm, false, false, input, hx, cx, weights, batch_sizes, lengths}, false);
+  return {std::move(f.output), std::move(f.h_n), std::move(f.c_n)};
 }
-TwoStatesSaved lstm_fwd(const Tensor& input, const Tensor& hx, const Tensor& cx, const Tensors& weights,
+TwoStatesSaved lstm_fwd(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, const Tensors& weights,
                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths) {
-  const Forward f = forward_layer(Cell::kLstm, false, input, hx, &cx, weights, batch_sizes, lengths, true);
-  return {f.output, f.h_n, f.c_n, f.saved};
+  Forward f = forward_layer({Cell::kLstm, false, false, input, hx, cx, weights, batch_sizes, lengths}, true);
+  return {std::move(f.output), std::move(f.h_n), std::move(f.c_n), std::move(*f.gates), std::move(*f.cells)};
 }
 
-OneStateSaved rnn_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
-                      const Tensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                      const OptionalTensor& lengths, bool relu, const Tensor& output, const Tensors& saved,
-                      bool need_grad_input, bool need_grad_weights) {
-  const Backward b = backward_layer(Cell::kRnn, relu, grad_output, grad_h_n, std::nullopt, input, hx, nullptr, weights,
-                                    batch_sizes, lengths, output, saved, need_grad_input, need_grad_weights);
-  return {b.input, b.hx, b.weights};
+OneStateGrads rnn_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
+                      const OptionalTensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
+                      const OptionalTensor& lengths, bool relu, const Tensor& output, bool need_grad_input,
+                      bool need_grad_states, bool need_grad_weights) {
+  Backward b = backward_layer({Cell::kRnn, relu, false, input, hx, kNone, weights, batch_sizes, lengths},
+                              {grad_output, grad_h_n, kNone}, {output, kNone, kNone}, need_grad_input, need_grad_states,
+                              need_grad_weights);
+  return {std::move(b.input), std::move(b.hx), std::move(b.weights)};
 }
-OneStateSaved gru_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
-                      const Tensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                      const OptionalTensor& lengths, const Tensor& output, const Tensors& saved, bool need_grad_input,
-                      bool need_grad_weights) {
-  const Backward b = backward_layer(Cell::kGru, false, grad_output, grad_h_n, std::nullopt, input, hx, nullptr, weights,
-                                    batch_sizes, lengths, output, saved, need_grad_input, need_grad_weights);
-  return {b.input, b.hx, b.weights};
+OneStateGrads gru_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
+                      const OptionalTensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
+                      const OptionalTensor& lengths, const Tensor& output, const Tensor& saved, bool need_grad_input,
+                      bool need_grad_states, bool need_grad_weights) {
+  Backward b = backward_layer({Cell::kGru, false, false, input, hx, kNone, weights, batch_sizes, lengths},
+                              {grad_output, grad_h_n, kNone}, {output, saved, kNone}, need_grad_input, need_grad_states,
+                              need_grad_weights);
+  return {std::move(b.input), std::move(b.hx), std::move(b.weights)};
 }
-TwoStatesSaved lstm_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                        const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& hx, const Tensor& cx,
-                        const Tensors& weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                        const Tensor& output, const Tensors& saved, bool need_grad_input, bool need_grad_weights) {
-  const Backward b = backward_layer(Cell::kLstm, false, grad_output, grad_h_n, grad_c_n, input, hx, &cx, weights,
-                                    batch_sizes, lengths, output, saved, need_grad_input, need_grad_weights);
-  return {b.input, b.hx, b.cx, b.weights};
+TwoStatesGrads lstm_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                        const OptionalTensor& grad_c_n, const Tensor& input, const OptionalTensor& hx,
+                        const OptionalTensor& cx, const Tensors& weights, const OptionalTensor& batch_sizes,
+                        const OptionalTensor& lengths, const Tensor& output, const Tensor& gates, const Tensor& cells,
+                        bool need_grad_input, bool need_grad_states, bool need_grad_weights) {
+  Backward b = backward_layer({Cell::kLstm, false, false, input, hx, cx, weights, batch_sizes, lengths},
+                              {grad_output, grad_h_n, grad_c_n}, {output, gates, cells}, need_grad_input,
+                              need_grad_states, need_grad_weights);
+  return {std::move(b.input), std::move(b.hx), std::move(b.cx), std::move(b.weights)};
+}
+
+// ---- one step: a direction without a projection; its output is h_n
+
+Tensors step_weights(const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                     const OptionalTensor& bias_hh) {
+  STD_TORCH_CHECK(bias_ih.has_value() == bias_hh.has_value(), "weights: expected 2 biases or none, got 1");
+  return bias_ih ? Tensors{weight_ih, weight_hh, *bias_ih, *bias_hh} : Tensors{weight_ih, weight_hh};
+}
+
+Tensor rnn_step_infer(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                      const OptionalTensor& bias_ih, const OptionalTensor& bias_hh, bool relu) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  return forward_layer({Cell::kRnn, relu, true, input, hx, kNone, weights, kNone, kNone}, false).h_n;
+}
+Tensor rnn_step_fwd(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                    const OptionalTensor& bias_ih, const OptionalTensor& bias_hh, bool relu) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  return forward_layer({Cell::kRnn, relu, true, input, hx, kNone, weights, kNone, kNone}, true).h_n;
+}
+Tensor gru_step_infer(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                      const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  return forward_layer({Cell::kGru, false, true, input, hx, kNone, weights, kNone, kNone}, false).h_n;
+}
+OneState gru_step_fwd(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                      const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  Forward f = forward_layer({Cell::kGru, false, true, input, hx, kNone, weights, kNone, kNone}, true);
+  return {std::move(f.h_n), std::move(*f.gates)};
+}
+OneState lstm_step_infer(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+                         const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                         const OptionalTensor& bias_hh) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  Forward f = forward_layer({Cell::kLstm, false, true, input, hx, cx, weights, kNone, kNone}, false);
+  return {std::move(f.h_n), std::move(f.c_n)};
+}
+TwoStepStatesSaved lstm_step_fwd(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+                                 const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                                 const OptionalTensor& bias_hh) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  Forward f = forward_layer({Cell::kLstm, false, true, input, hx, cx, weights, kNone, kNone}, true);
+  return {std::move(f.h_n), std::move(f.c_n), std::move(*f.gates), std::move(*f.cells)};
+}
+
+OneStateGrads rnn_step_bwd(const OptionalTensor& grad_h_n, const Tensor& input, const OptionalTensor& hx,
+                           const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                           const OptionalTensor& bias_hh, bool relu, const Tensor& h_n, bool need_grad_input,
+                           bool need_grad_states, bool need_grad_weights) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  Backward b =
+      backward_layer({Cell::kRnn, relu, true, input, hx, kNone, weights, kNone, kNone}, {kNone, grad_h_n, kNone},
+                     {h_n, kNone, kNone}, need_grad_input, need_grad_states, need_grad_weights);
+  return {std::move(b.input), std::move(b.hx), std::move(b.weights)};
+}
+OneStateGrads gru_step_bwd(const OptionalTensor& grad_h_n, const Tensor& input, const OptionalTensor& hx,
+                           const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                           const OptionalTensor& bias_hh, const Tensor& saved, bool need_grad_input,
+                           bool need_grad_states, bool need_grad_weights) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  Backward b =
+      backward_layer({Cell::kGru, false, true, input, hx, kNone, weights, kNone, kNone}, {kNone, grad_h_n, kNone},
+                     {kNone, saved, kNone}, need_grad_input, need_grad_states, need_grad_weights);
+  return {std::move(b.input), std::move(b.hx), std::move(b.weights)};
+}
+TwoStatesGrads lstm_step_bwd(const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, const Tensor& input,
+                             const OptionalTensor& hx, const OptionalTensor& cx, const Tensor& weight_ih,
+                             const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                             const Tensor& gates, const Tensor& cells, bool need_grad_input, bool need_grad_states,
+                             bool need_grad_weights) {
+  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+  Backward b =
+      backward_layer({Cell::kLstm, false, true, input, hx, cx, weights, kNone, kNone}, {kNone, grad_h_n, grad_c_n},
+                     {kNone, gates, cells}, need_grad_input, need_grad_states, need_grad_weights);
+  return {std::move(b.input), std::move(b.hx), std::move(b.cx), std::move(b.weights)};
 }
 
 std::string cpu_isa() { return kernels().name; }
@@ -82,12 +169,21 @@ STABLE_TORCH_LIBRARY_IMPL(rnnfast, CPU, m) {
   m.impl("rnn_infer", TORCH_BOX(&rnnfast::rnn_infer));
   m.impl("rnn_fwd", TORCH_BOX(&rnnfast::rnn_fwd));
   m.impl("rnn_bwd", TORCH_BOX(&rnnfast::rnn_bwd));
+  m.impl("rnn_step_infer", TORCH_BOX(&rnnfast::rnn_step_infer));
+  m.impl("rnn_step_fwd", TORCH_BOX(&rnnfast::rnn_step_fwd));
+  m.impl("rnn_step_bwd", TORCH_BOX(&rnnfast::rnn_step_bwd));
   m.impl("gru_infer", TORCH_BOX(&rnnfast::gru_infer));
   m.impl("gru_fwd", TORCH_BOX(&rnnfast::gru_fwd));
   m.impl("gru_bwd", TORCH_BOX(&rnnfast::gru_bwd));
+  m.impl("gru_step_infer", TORCH_BOX(&rnnfast::gru_step_infer));
+  m.impl("gru_step_fwd", TORCH_BOX(&rnnfast::gru_step_fwd));
+  m.impl("gru_step_bwd", TORCH_BOX(&rnnfast::gru_step_bwd));
   m.impl("lstm_infer", TORCH_BOX(&rnnfast::lstm_infer));
   m.impl("lstm_fwd", TORCH_BOX(&rnnfast::lstm_fwd));
   m.impl("lstm_bwd", TORCH_BOX(&rnnfast::lstm_bwd));
+  m.impl("lstm_step_infer", TORCH_BOX(&rnnfast::lstm_step_infer));
+  m.impl("lstm_step_fwd", TORCH_BOX(&rnnfast::lstm_step_fwd));
+  m.impl("lstm_step_bwd", TORCH_BOX(&rnnfast::lstm_step_bwd));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnfast, CompositeExplicitAutograd, m) { m.impl("_cpu_isa", TORCH_BOX(&rnnfast::cpu_isa)); }
