@@ -23,6 +23,7 @@ import torch
 
 Call = Callable[[], object]
 MIN_ROUNDS, MAX_ROUNDS = 5, 400
+WARM_CALLS = 10
 FEWEST_ROUNDS = 3  # of calls so long that MIN_ROUNDS of them would exhaust the patience
 NOISY = 0.15  # half the rounds' ratios are farther than this from their median
 QUIET = 0.02  # the largest share of a sample's time that our threads may have waited for a core
@@ -84,7 +85,9 @@ class CpuClock:
     """Times a call on the CPU: process CPU time for one thread (where the system counts it finely), else wall time."""
 
     average = staticmethod(statistics.median)
-    shortest_ns = 200_000  # a sample repeats its call until it lasts this long: the clock's own cost stays below 1 %
+    # A sample repeats its call until it lasts this long: the first call finds code and data pushed out of the caches by
+    # the other side, which costs a call of 10 us up to 200 more.
+    shortest_ns = 1_000_000
 
     def __init__(self, threads: int) -> None:
         self.name = "cpu" if threads == 1 and sys.platform == "linux" else "wall"
@@ -166,7 +169,7 @@ def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, settle: 
     threads of different libraries, so each sample waits for the others' to sleep and wakes its own by one more call.
     """
     names = list(calls)
-    lasting = {name: clock.measure(call, 1).wall for name, call in calls.items()}
+    lasting = {name: _warm_ns(call, clock) for name, call in calls.items()}
     repeats = {name: max(1, round(clock.shortest_ns / max(1.0, wall))) for name, wall in lasting.items()}
 
     def sample(name: str) -> Sample:
@@ -189,6 +192,12 @@ def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, settle: 
         if collecting:
             gc.enable()
     return summarise(rounds, clock.name, names[2:], clock.average)
+
+
+def _warm_ns(call: Call, clock: Clock) -> float:
+    """How long a call lasts, by wall time; of a short one after another, for the first takes many times as long."""
+    first = clock.measure(call, 1).wall
+    return first if first > clock.shortest_ns else clock.measure(call, WARM_CALLS).wall
 
 
 def turn(index: int, sides: int = 2) -> list[int]:
