@@ -36,7 +36,8 @@ class Backward {
         input_panels_{shape_.input_size, kGates * plane_} {
     const double flops =
         6. * schedule_.total * shape_.directions * shape_.gate_rows() * (shape_.input_size + output_size_);
-    grid_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(), flops);
+    grid_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(),
+                      shape_.gate_rows() * output_size_ * int64_t(sizeof(E)), flops, schedule_.steps);
     lay_out_memory();
     workspace_.allocate();
     lay_out_memory();

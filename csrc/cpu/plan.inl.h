@@ -36,9 +36,12 @@ ForwardPlan make_plan(const ForwardCall<E, C>& call) {
   const Schedule& schedule = *call.schedule;
   const int64_t output_size = shape.output_size(), gate_rows = shape.gate_rows();
   const int64_t unit_blocks = PanelShape<E>{shape.hidden_size, output_size, gate_count(shape.cell)}.blocks();
+  const int64_t input_bytes = gate_rows * shape.input_size * int64_t(sizeof(E));
+  const int64_t hidden_bytes = gate_rows * output_size * int64_t(sizeof(E));
   const double flops = 2. * schedule.total * shape.directions * gate_rows * (shape.input_size + output_size);
   ForwardPlan plan;
-  plan.grid = make_grid(call.threads, shape.directions, schedule.batch, unit_blocks, flops);
+  plan.grid =
+      make_grid(call.threads, shape.directions, schedule.batch, unit_blocks, hidden_bytes, flops, schedule.steps);
   const bool padded = schedule.total == schedule.steps * schedule.batch;
   plan.even_rows = plan.grid.slices == 1 || (padded && schedule.batch % plan.grid.slices == 0);
 
@@ -48,8 +51,6 @@ ForwardPlan make_plan(const ForwardCall<E, C>& call) {
     rows_contiguous = rows_contiguous && weights.ih.column_stride == 1 && weights.hh.column_stride == 1 &&
                       (!shape.proj_size || weights.hr.column_stride == 1);
   }
-  const int64_t input_bytes = gate_rows * shape.input_size * int64_t(sizeof(E));
-  const int64_t hidden_bytes = gate_rows * output_size * int64_t(sizeof(E));
   const int64_t bytes = input_bytes + hidden_bytes;
   const bool in_place = rows_contiguous && schedule.total <= (bytes > kLargeWeights ? kInPlaceRowsLarge : kInPlaceRows);
   if (in_place)

@@ -3,32 +3,23 @@
 // Below this much arithmetic a second thread costs more than it brings: ~100 µs of one core at ~100 GFLOP/s, against
 // 20-40 µs to wake sleeping workers (prototype, Zen 4).
 constexpr double kFlopsPerThread = 6e6;
+// Of a core, at least (Zen 4 reaches 50 to 110): for how long a step may take.
+constexpr double kFlopsPerNanosecond = 50;
 // Fewer rows per thread leave the fused multiply-adds waiting for weights (a tile reaches peak from 3 rows on).
 constexpr int64_t kRowsPerThread = 3;
-
-// Each direction has its own threads when there are enough of them. They form a grid: `slices` of the batch, each cut
-// into `units` parts of the hidden units; only threads of one slice ever wait for each other.
-struct ThreadGrid {
-  int directions = 1, slices = 1, units = 1;
-  int team() const { return slices * units; }  // the threads that share a direction
-  int size() const { return directions * team(); }
-};
-
-// A thread's place in the grid.
-struct Place {
-  int team, rank, slice, unit;
-};
-inline Place place_of(const ThreadGrid& grid, int thread) {
-  const int rank = thread % grid.team();
-  return {thread / grid.team(), rank, rank / grid.units, rank % grid.units};
-}
+// Recurrent weights beyond this come from far at every step: then each thread reads its units' part of them for all
+// rows (Zen 4, 32 MiB of shared L3, 2 threads: LSTM H 1024 1.1-1.4 times faster so, with 4 MiB 0.97-1.0).
+constexpr int64_t kFarWeights = 8 << 20;  // bytes
 
 // What to do when other programs hold the cores. A thread that must wait at every step for one that has lost its core
 // advances one step per time slice (milliseconds, where a step takes microseconds). So a wait that long is remembered:
 // the team leaves its unit split at the next step, and calls of the near future do not begin one.
 class Contention {
  public:
-  static constexpr int64_t kLongWait = 1'000'000;  // ns: many times the imbalance of any step, less than a time slice
+  // ns: less than a time slice, and many times the imbalance of a short step; of a long one kSteps times its own time.
+  static constexpr int64_t kLongWait = 1'000'000;
+  static constexpr double kSteps = 4;
+  static constexpr int64_t kNever = INT64_MAX;
 
   static bool recent() { return now() < until_.load(std::memory_order_relaxed); }
   static int64_t events() { return events_.load(std::memory_order_relaxed); }
@@ -52,16 +43,38 @@ class Contention {
   static inline std::atomic<int64_t> until_{0}, period_{kShortest}, events_{0};
 };
 
-inline ThreadGrid make_grid(int threads, int64_t directions, int64_t batch, int64_t unit_blocks, double flops) {
+// Each direction has its own threads when there are enough of them. They form a grid: `slices` of the batch, each cut
+// into `units` parts of the hidden units; only threads of one slice ever wait for each other.
+struct ThreadGrid {
+  int directions = 1, slices = 1, units = 1;
+  int64_t long_wait = Contention::kNever;      // ns that no thread should have to wait for another at a step
+  int team() const { return slices * units; }  // the threads that share a direction
+  int size() const { return directions * team(); }
+};
+
+// A thread's place in the grid.
+struct Place {
+  int team, rank, slice, unit;
+};
+inline Place place_of(const ThreadGrid& grid, int thread) {
+  const int rank = thread % grid.team();
+  return {thread / grid.team(), rank, rank / grid.units, rank % grid.units};
+}
+
+inline ThreadGrid make_grid(int threads, int64_t directions, int64_t batch, int64_t unit_blocks, int64_t weight_bytes,
+                            double flops, int64_t steps) {
   ThreadGrid grid;
   int available = static_cast<int>(std::clamp<double>(flops / kFlopsPerThread, 1, threads));
   if (directions == 2 && available >= 2) {
     grid.directions = 2;
     available /= 2;
   }
-  grid.slices = static_cast<int>(std::clamp<int64_t>(batch / kRowsPerThread, 1, available));
+  const int64_t slices = weight_bytes > kFarWeights && unit_blocks >= available ? 1 : batch / kRowsPerThread;
+  grid.slices = static_cast<int>(std::clamp<int64_t>(slices, 1, available));
   grid.units = static_cast<int>(std::clamp<int64_t>(available / grid.slices, 1, unit_blocks));
   if (grid.units > 1 && Contention::recent()) grid.units = 1;
+  const double step_ns = flops / kFlopsPerNanosecond / double(std::max<int64_t>(steps, 1)) / grid.size();
+  grid.long_wait = std::max(Contention::kLongWait, int64_t(Contention::kSteps * step_ns));
   return grid;
 }
 
@@ -72,7 +85,9 @@ class Barrier {
     std::atomic<int64_t> phase;
   };
 
-  Barrier(Flag* flags, int size) : flags_(flags), size_(size) {}
+  // A wait longer than `long_wait` is taken for contention.
+  Barrier(Flag* flags, int size, int64_t long_wait = Contention::kNever)
+      : flags_(flags), size_(size), long_wait_(long_wait) {}
 
   int size() const { return size_; }
 
@@ -89,13 +104,14 @@ class Barrier {
         sched_yield();
       }
     }
-    if (since && Contention::now() - since > Contention::kLongWait) Contention::note();
+    if (since && Contention::now() - since > long_wait_) Contention::note();
   }
 
  private:
   static constexpr int kSpins = 4000;  // ~10 µs: longer than a quiet step's imbalance, far shorter than a time slice
   Flag* flags_;
   int size_;
+  int64_t long_wait_;
 };
 
 // Runs body(thread) on exactly `threads` threads; false, and nothing has run, if OpenMP gives fewer (a nested region).
@@ -128,12 +144,10 @@ class Retreat {
   // Asked by every unit before `step`; the barrier at the end of each step makes unit 0's decision known for the next.
   bool alone(int64_t step, int unit) const {
     const int64_t from = step_->from.load(std::memory_order_relaxed);
-    if (unit == 0 && from == kNever && Contention::events() != events_)
+    if (unit == 0 && from == Contention::kNever && Contention::events() != events_)
       step_->from.store(step + 1, std::memory_order_relaxed);
     return step >= from;
   }
-
-  static constexpr int64_t kNever = INT64_MAX;
 
  private:
   Step* step_;
@@ -157,7 +171,7 @@ struct Barriers {
   Barrier all() const { return {flags, grid.size()}; }
   Barrier team(const Place& place) const { return {flags + grid.size() + place.team * grid.team(), grid.team()}; }
   Barrier slice(const Place& place) const {
-    return {flags + 2 * grid.size() + place.team * grid.team() + place.slice * grid.units, grid.units};
+    return {flags + 2 * grid.size() + place.team * grid.team() + place.slice * grid.units, grid.units, grid.long_wait};
   }
   Retreat retreat_of(const Place& place) const { return Retreat(retreat + place.team * grid.slices + place.slice); }
 };
@@ -167,7 +181,7 @@ inline Barriers make_barriers(const ThreadGrid& grid, Workspace& workspace) {
   if (flags) std::memset(static_cast<void*>(flags), 0, 3 * grid.size() * sizeof *flags);
   const int slices = grid.directions * grid.slices;
   Retreat::Step* retreat = workspace.take<Retreat::Step>(slices);
-  for (int slice = 0; retreat && slice < slices; ++slice) retreat[slice].from = Retreat::kNever;
+  for (int slice = 0; retreat && slice < slices; ++slice) retreat[slice].from = Contention::kNever;
   return {grid, flags, retreat};
 }
 
