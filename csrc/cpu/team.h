@@ -12,8 +12,8 @@ constexpr int64_t kRowsPerThread = 3;
 constexpr int64_t kFarWeights = 8 << 20;  // bytes
 
 // What to do when other programs hold the cores. A thread that must wait at every step for one that has lost its core
-// advances one step per time slice (milliseconds, where a step takes microseconds). So a wait that long is remembered:
-// the team leaves its unit split at the next step, and calls of the near future do not begin one.
+// advances one step per time slice (milliseconds, where a step takes microseconds). After several waits that long,
+// close together, the team leaves its unit split at the next step, and calls of the near future do not begin one.
 class Contention {
  public:
   // ns: less than a time slice, and many times the imbalance of a short step; of a long one kSteps times its own time.
@@ -31,6 +31,10 @@ class Contention {
   static void note() {
     const int64_t time = now(), until = until_.load(std::memory_order_relaxed);
     if (time < until) return;
+    const bool apart = time - last_.exchange(time, std::memory_order_relaxed) > kApart;
+    if (apart) waits_.store(0, std::memory_order_relaxed);
+    if (waits_.fetch_add(1, std::memory_order_relaxed) + 1 < kEnough) return;
+    waits_.store(0, std::memory_order_relaxed);
     // Soon after the last one: so the cores stay busy, and each new trial costs a few time slices.
     const int64_t period = time - until < period_ ? std::min(2 * period_, kLongest) : kShortest;
     period_.store(period, std::memory_order_relaxed);
@@ -40,7 +44,9 @@ class Contention {
 
  private:
   static constexpr int64_t kShortest = 100'000'000, kLongest = 10'000'000'000;  // ns
-  static inline std::atomic<int64_t> until_{0}, period_{kShortest}, events_{0};
+  // A system takes a core away now and then, too; busy programs do it at every slice of a few milliseconds.
+  static constexpr int64_t kApart = 50'000'000, kEnough = 4;
+  static inline std::atomic<int64_t> until_{0}, period_{kShortest}, events_{0}, last_{0}, waits_{0};
 };
 
 // Each direction has its own threads when there are enough of them. They form a grid: `slices` of the batch, each cut
