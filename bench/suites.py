@@ -128,7 +128,7 @@ def large(**rest) -> Iterator[Case]:
 
 
 def quick() -> list[Experiment]:
-    """At most 5 minutes on 2 cores, with the shapes where rnnfast has the least to win (LSTM with many rows)."""
+    """5 to 7 minutes on 2 cores, with the shapes where rnnfast has the least to win (LSTM with many rows)."""
     cases = list(grid((64, 256, 512), (1, 16, 64)))
     cases += grid((1024,), (64,), cells=("LSTM",), modes=("inference",))
     cases += grid((64,), (1,), dtype="bf16")
