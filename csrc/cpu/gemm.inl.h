@@ -161,14 +161,15 @@ RNNFAST_INLINE void multiply_add(typename Simd<ComputeOf<E>>::V (&acc)[MB][NV], 
 constexpr int64_t kChainDepth = 256;
 
 // out[MB][NV] = A[MB rows, depth] * panel, or with `add` is increased by it. Few accumulators cannot cover the latency
-// of fma (4 cycles, 2 a cycle), so small tiles run two chains over k. bfloat16: depth is even (operands are
-// zero-padded).
+// of fma (4 cycles, 2 a cycle), so small tiles run two chains over k; with
+// 16 registers only those of one row, or rounding would depend on where threads cut the tiles of a weight gradient.
+// bfloat16: depth is even (operands are zero-padded).
 template <class E, int NV, int MB>
 void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t depth, const E* panel, bool add) {
   using V = typename Simd<ComputeOf<E>>::V;
   constexpr int kStep = kPair<E>;
   constexpr int64_t kPanelStep = int64_t(NV) * Simd<ComputeOf<E>>::kLanes * kStep;
-  constexpr int kChains = MB * NV <= 8 && MB * NV * 2 <= kAccumulators ? 2 : 1;
+  constexpr int kChains = MB * NV <= 8 && MB * NV * 2 <= kAccumulators && (kAccumulators == 24 || MB == 1) ? 2 : 1;
   int64_t k = 0;
   do {
     const int64_t end = std::min(depth, k + kChainDepth);
