@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .ops import CELLS
+from .ops import OPERATORS
 
 
 class _Layer(torch.autograd.Function):
-    """apply(cell, batch_sizes, lengths, input, *states, *weights) -> (output, *final states)."""
+    """apply(namespace, cell, batch_sizes, lengths, input, *states, *weights) -> (output, *final states)."""
 
     @staticmethod
-    def forward(ctx, cell, batch_sizes, lengths, input, *tensors):
-        op = CELLS[cell]
+    def forward(ctx, namespace, cell, batch_sizes, lengths, input, *tensors):
+        op = OPERATORS[namespace][cell]
         outputs = op.layer.fwd(input, *tensors[: op.states], tensors[op.states :], batch_sizes, lengths, *op.flags)
-        ctx.cell = cell
+        ctx.namespace, ctx.cell = namespace, cell
         saved = outputs[1 + op.states :]
         ctx.save_for_backward(batch_sizes, lengths, input, *tensors, outputs[0], *saved)
         if not torch.compiler.is_compiling():  # Dynamo knows no such method; its graphs carry zeros instead
@@ -32,7 +32,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        op, needs = CELLS[ctx.cell], ctx.needs_input_grad[3:]
+        op, needs = OPERATORS[ctx.namespace][ctx.cell], ctx.needs_input_grad[4:]
         batch_sizes, lengths, input, *tensors = ctx.saved_tensors
         states, tensors = tensors[: op.states], tensors[op.states :]
         weights, results = tensors[: len(needs) - 1 - op.states], tensors[len(needs) - 1 - op.states :]
@@ -45,19 +45,19 @@ class _Layer(torch.autograd.Function):
         else:
             arguments = input, *states, weights, batch_sizes, lengths, *op.flags, *results
             gradients = _wanted(op.layer.bwd(*grads, *arguments, *_needed(needs, op.states)), needs)
-        return (None, None, None, *gradients)
+        return (None, None, None, None, *gradients)
 
 
 class _Step(torch.autograd.Function):
-    """apply(cell, input, *states, *weights) -> final states; all that a step lacks is None."""
+    """apply(namespace, cell, input, *states, *weights) -> final states; all that a step lacks is None."""
 
     @staticmethod
-    def forward(ctx, cell, input, *tensors):
-        op = CELLS[cell]
+    def forward(ctx, namespace, cell, input, *tensors):
+        op = OPERATORS[namespace][cell]
         outputs = op.step.fwd(input, *tensors, *op.flags)
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
-        ctx.cell = cell
+        ctx.namespace, ctx.cell = namespace, cell
         ctx.save_for_backward(input, *tensors, *(outputs[op.states :] or outputs))
         if not torch.compiler.is_compiling():
             ctx.set_materialize_grads(False)
@@ -65,7 +65,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        op, needs = CELLS[ctx.cell], ctx.needs_input_grad[1:]
+        op, needs = OPERATORS[ctx.namespace][ctx.cell], ctx.needs_input_grad[2:]
         given, saved = ctx.saved_tensors[: len(needs)], ctx.saved_tensors[len(needs) :]
         if _differentiable(grads):
             input, *tensors = given
@@ -80,7 +80,7 @@ class _Step(torch.autograd.Function):
         else:
             arguments = *given, *op.flags, *saved
             gradients = _wanted(op.step.bwd(*grads, *arguments, *_needed(needs, op.states)), needs)
-        return (None, *gradients)
+        return (None, None, *gradients)
 
 
 def _needed(needs, states):
@@ -143,26 +143,33 @@ def layer(
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
+    namespace: str = "rnnfast",
 ) -> tuple[Tensor, ...]:
     """One layer through the operators of `ops.py`, differentiable; the arguments and results of `reference.layer`."""
-    op = CELLS[cell]
+    op = OPERATORS[namespace][cell]
     if torch.is_grad_enabled() and _any_requires_grad(weights, input, states):
         if torch.compiler.is_compiling():  # Dynamo refuses one tensor in two places (hx = cx, tied weights)
             states, weights = [s.view_as(s) for s in states], [w.view_as(w) for w in weights]
-            return _Layer.apply(cell, batch_sizes, lengths, input, *states, *weights)
-        return _apply_layer(cell, batch_sizes, lengths, input, *states, *weights)
+            return _Layer.apply(namespace, cell, batch_sizes, lengths, input, *states, *weights)
+        return _apply_layer(namespace, cell, batch_sizes, lengths, input, *states, *weights)
     return op.layer.infer(input, *states, weights, batch_sizes, lengths, *op.flags)
 
 
-def step(cell: str, input: Tensor, states: Sequence[Tensor | None], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def step(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    namespace: str = "rnnfast",
+) -> tuple[Tensor, ...]:
     """One step of a cell through the operators, differentiable; the arguments and results of `reference.step`."""
-    op = CELLS[cell]
+    op = OPERATORS[namespace][cell]
     biases = () if len(weights) == 4 else (None, None)
     if torch.is_grad_enabled() and _any_requires_grad(weights, input, states):
         if torch.compiler.is_compiling():
             states, weights = [s.view_as(s) for s in states], [w.view_as(w) for w in weights]
-            return _Step.apply(cell, input, *states, *weights, *biases)
-        return _apply_step(cell, input, *states, *weights, *biases)
+            return _Step.apply(namespace, cell, input, *states, *weights, *biases)
+        return _apply_step(namespace, cell, input, *states, *weights, *biases)
     results = op.step.infer(input, *states, *weights, *biases, *op.flags)
     return (results,) if op.states == 1 else results
 

@@ -1,4 +1,7 @@
-"""The operators torch.ops.rnnfast.*: schemas, fake kernels and documentation. C++ registers only implementations.
+"""The operators torch.ops.rnnfast.*: schemas, fake kernels and documentation. Backends register only implementations.
+
+Every namespace holds the same operators: "rnnfast" those of the compiled libraries, the one for the CPU and the one for
+CUDA; "rnnfast_triton" those of the Triton kernels, which may be asked for on the same tensors.
 
 One operator is one layer with all its directions, input projection included. In every schema:
 
@@ -29,10 +32,8 @@ from typing import NamedTuple
 
 import torch
 
-_library = torch.library.Library("rnnfast", "DEF")  # lives as long as the module: dropping it unregisters the operators
 
-
-def _define(cell: str, states: int, saved_widths: tuple[int, ...], flags: str = "") -> None:
+def _define(library: torch.library.Library, cell: str, states: int, saved_widths: tuple[int, ...], flags: str = ""):
     """Defines the operators of a cell with their fake kernels (shapes, dtypes and devices, no values).
 
     `saved` are tensors [D, T*B or sum(batch_sizes), width * H] for each of `saved_widths`.
@@ -110,8 +111,8 @@ def _define(cell: str, states: int, saved_widths: tuple[int, ...], flags: str = 
         (f"{cell}_step_fwd({step}) -> ({finals}{saved})", fake_step_fwd),
         (f"{cell}_step_bwd({incoming}, {step}{known}, {needs}) -> {grads}", fake_step_bwd),
     ):
-        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"rnnfast::{schema.partition('(')[0]}", fake, lib=_library)
+        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"{library.ns}::{schema.partition('(')[0]}", fake, lib=library)
 
 
 def _check_one_device(*tensors):
@@ -131,22 +132,12 @@ def _state_shapes(input, states, weights):
     return [(directions, input.size(1), size) for size in (output_size, hidden_size)[: len(states)]]
 
 
-_define("rnn", states=1, saved_widths=(), flags=", bool relu")
-_define("gru", states=1, saved_widths=(4,))  # r z n and W_hn h + b_hn
-_define("lstm", states=2, saved_widths=(4, 1))  # i f g o; c
-_library.define("_cpu_isa() -> str")
-
-
 class Operators(NamedTuple):
     """The three of a layer or of a step."""
 
     infer: Callable
     fwd: Callable
     bwd: Callable
-
-
-def _operators(prefix: str) -> Operators:
-    return Operators(*(getattr(torch.ops.rnnfast, f"{prefix}_{name}").default for name in Operators._fields))
 
 
 class Cell(NamedTuple):
@@ -159,11 +150,30 @@ class Cell(NamedTuple):
     step: Operators
 
 
-_RNN, _GRU, _LSTM = ((_operators(cell), _operators(f"{cell}_step")) for cell in ("rnn", "gru", "lstm"))
+_libraries: list[torch.library.Library] = []  # they live as long as the module: dropping one unregisters its operators
 
-CELLS = {
-    "rnn_tanh": Cell(1, 1, (False,), *_RNN),
-    "rnn_relu": Cell(1, 1, (True,), *_RNN),
-    "gru": Cell(3, 1, (), *_GRU),
-    "lstm": Cell(4, 2, (), *_LSTM),
-}
+
+def define(namespace: str) -> dict[str, Cell]:
+    """Defines all operators in a namespace, once per process. Returns them by cell."""
+    library = torch.library.Library(namespace, "DEF")
+    _libraries.append(library)
+    _define(library, "rnn", states=1, saved_widths=(), flags=", bool relu")
+    _define(library, "gru", states=1, saved_widths=(4,))  # r z n and W_hn h + b_hn
+    _define(library, "lstm", states=2, saved_widths=(4, 1))  # i f g o; c
+
+    def operators(prefix: str) -> Operators:
+        packets = (getattr(getattr(torch.ops, namespace), f"{prefix}_{name}") for name in Operators._fields)
+        return Operators(*(packet.default for packet in packets))
+
+    rnn, gru, lstm = ((operators(cell), operators(f"{cell}_step")) for cell in ("rnn", "gru", "lstm"))
+    return {
+        "rnn_tanh": Cell(1, 1, (False,), *rnn),
+        "rnn_relu": Cell(1, 1, (True,), *rnn),
+        "gru": Cell(3, 1, (), *gru),
+        "lstm": Cell(4, 2, (), *lstm),
+    }
+
+
+OPERATORS = {namespace: define(namespace) for namespace in ("rnnfast", "rnnfast_triton")}
+CELLS = OPERATORS["rnnfast"]
+_libraries[0].define("_cpu_isa() -> str")
