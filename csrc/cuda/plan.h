@@ -127,10 +127,10 @@ inline const char* refuse(Tier tier, const Problem& problem, const DeviceLimits&
 
 // Tier step has two tiles. The large one reads W_hh once for 64 rows; the small one has 4 to 8 times the CTAs and splits
 // K over its warps, and is taken until the large one can fill half of the device (estimate, to be measured).
-struct StepTile {
+struct TileSize {
   int units, batch;
 };
-constexpr StepTile kStepSmall{16, 16}, kStepLarge{32, 64};
+constexpr TileSize kStepSmall{16, 16}, kStepLarge{32, 64};
 
 inline bool step_large(const Problem& problem, const DeviceLimits& device) {
   const int64_t ctas = divide_up(problem.hidden_size, kStepLarge.units) * divide_up(problem.batch, kStepLarge.batch);
@@ -141,7 +141,7 @@ inline bool step_large(const Problem& problem, const DeviceLimits& device) {
 // stages); the resident tiers keep two buffers of h and a ring of 4 steps of gates_x.
 inline Plan tile(Tier tier, const Problem& problem, const DeviceLimits& device) {
   if (tier == Tier::kStep) {
-    const StepTile chosen = step_large(problem, device) ? kStepLarge : kStepSmall;
+    const TileSize chosen = step_large(problem, device) ? kStepLarge : kStepSmall;
     return {tier, 1, chosen.units, chosen.batch, 0};
   }
   const int ctas = tier == Tier::kCta ? 1 : spread(problem, device.multiprocessors);

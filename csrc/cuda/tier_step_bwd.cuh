@@ -15,25 +15,16 @@
 
 namespace rnnfast::cuda {
 
-template <class Element>
-struct StepBackward : BackwardLayer<Element> {
-  AlignedWeight<Element> recurrent[kMaxDirections];   // weight_hh^T [P, G*H]
-  AlignedWeight<Element> projection[kMaxDirections];  // weight_hr^T [H, P]
-  float* carry;             // [D, B, H]: LSTM's dc, GRU's dh z between steps
-  bool aligned;             // rows of grad_gates that W_hh multiplies are 16-byte aligned, G*H a multiple of 16 bytes
-  bool aligned_projected;   // the same of grad_projected
-};
-
 // The gate gradients that multiply W_hh at a row: all planes but GRU's n_x.
 template <class Element>
-__device__ __forceinline__ const Element* recurrent_grads(const StepBackward<Element>& call, int d, int64_t row) {
+RNNFAST_DEVICE const Element* recurrent_grads(const StepBackward<Element>& call, int d, int64_t row) {
   const int64_t H = call.hidden_size;
   return call.grad_gates + (d * call.rows + row) * grad_planes(call.cell) * H + (call.cell == Cell::kGru ? H : 0);
 }
 
 // The following step's gate gradients of sequence b, or null where there is none.
 template <class Element>
-__device__ __forceinline__ const Element* following_grads(const StepBackward<Element>& call, int d, int t, int b) {
+RNNFAST_DEVICE const Element* following_grads(const StepBackward<Element>& call, int d, int t, int b) {
   if (b >= call.batch) return nullptr;
   const Position at = position(call, d, t, b);
   if (!at.active || at.last) return nullptr;
@@ -42,10 +33,10 @@ __device__ __forceinline__ const Element* following_grads(const StepBackward<Ele
 
 template <Product kProduct, Cell kCell, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_backward(const __grid_constant__ StepBackward<ElementOf<kProduct>> call, int step) {
+    step_backward(const __grid_constant__ StepBackward<StepElement<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, 1, kLarge>;
   using Element = typename Tile::Element;
-  using Maths = CellMath<Math<kProduct>>;
+  using Maths = CellMath<typename StepArithmetic<kProduct>::Math>;
   constexpr int kPlanes = grad_planes(kCell);
   unsigned char* const shared = shared_memory();
   const int d = int(blockIdx.z), t = d ? call.steps - 1 - step : step;
@@ -119,7 +110,7 @@ __global__ void __launch_bounds__(kStepThreads)
 // step >= 0: grad_projected of that step. step = -1: grad_hx. Tiles are of P in place of H.
 template <Product kProduct, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_grad_state(const __grid_constant__ StepBackward<ElementOf<kProduct>> call, int step) {
+    step_grad_state(const __grid_constant__ StepBackward<StepElement<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, 1, kLarge>;
   using Element = typename Tile::Element;
   unsigned char* const shared = shared_memory();
@@ -164,29 +155,23 @@ __global__ void __launch_bounds__(kStepThreads)
 
 // All steps of a layer on `stream`. The first error ends it.
 template <Product kProduct, Cell kCell, bool kLarge>
-cudaError_t launch_step_backward_tile(const StepBackward<ElementOf<kProduct>>& call, cudaStream_t stream) {
+cudaError_t launch_step_backward_tile(const StepBackward<StepElement<kProduct>>& call, cudaStream_t stream) {
   using Tile = StepTile<kProduct, 1, kLarge>;
-  const auto config = [&](int64_t units) {
-    return LaunchConfig{dim3(unsigned(divide_up(call.batch, Tile::kBatch)), unsigned(divide_up(units, Tile::kUnits)),
-                             unsigned(call.directions)),
-                        kStepThreads, Tile::kSharedBytes, stream};
-  };
   const auto grad_state = [&](int step) {
-    return launch(step_grad_state<kProduct, kLarge>, config(call.output_size), call, step);
+    return launch_tiles<Tile>(step_grad_state<kProduct, kLarge>, call.output_size, call, step, stream);
   };
   for (int step = call.steps - 1; step >= 0; --step) {
-    if (call.grad_projected) {
-      const cudaError_t error = grad_state(step);
-      if (error != cudaSuccess) return error;
-    }
-    const cudaError_t error = launch(step_backward<kProduct, kCell, kLarge>, config(call.hidden_size), call, step);
+    cudaError_t error = call.grad_projected ? grad_state(step) : cudaSuccess;
+    if (error != cudaSuccess) return error;
+    error = launch_tiles<Tile>(step_backward<kProduct, kCell, kLarge>, call.hidden_size, call, step, stream);
     if (error != cudaSuccess) return error;
   }
   return call.grad_hx ? grad_state(-1) : cudaSuccess;
 }
 
 template <Product kProduct>
-cudaError_t launch_step_backward(const StepBackward<ElementOf<kProduct>>& call, bool large, cudaStream_t stream) {
+cudaError_t run_step_backward(const StepBackward<void>& layer, bool large, cudaStream_t stream) {
+  const auto call = std::bit_cast<StepBackward<StepElement<kProduct>>>(layer);
   switch (call.cell) {
     case Cell::kRnn:
       return large ? launch_step_backward_tile<kProduct, Cell::kRnn, true>(call, stream)

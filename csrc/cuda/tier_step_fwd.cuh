@@ -11,65 +11,26 @@
 // Limits: B below 2^31, H below 16 * 65535 (the grid); weight rows 16-byte aligned (host).
 #pragma once
 
-#include "math.cuh"
+#include <bit>
+
 #include "plan.h"
+#include "position.cuh"
+#include "tier_step.h"
 #include "tier_step_product.cuh"
 
 namespace rnnfast::cuda {
 
-// A weight as the product reads it: rows 16-byte aligned, K padded by zeros.
-template <class Element>
-struct AlignedWeight {
-  const Element* data;
-  int64_t stride;
-};
-
-template <class Element>
-struct StepForward : ForwardLayer<Element> {
-  AlignedWeight<Element> recurrent[kMaxDirections];   // weight_hh [G*H, P]
-  AlignedWeight<Element> projection[kMaxDirections];  // weight_hr [P, H]
-  float* carry;     // [D, B, H]: c between steps, LSTM's inference only
-  Element* cells;   // [D, B, H]: o tanh(c), projected only
-  bool aligned;     // rows of hx and output are 16-byte aligned, P a multiple of 16 bytes
-  bool aligned_cells;
-};
-
-// Where sequence b stands at time t of direction d. t is the same for a whole launch, so tests on it do not diverge.
-struct Position {
-  bool active, first, last;  // first, last: in the order in which the direction runs
-  int64_t row, previous;     // previous: undefined where `first`
-};
-
-__device__ __forceinline__ int64_t first_row(const Shape& shape, int64_t t) {
-  return shape.offsets ? shape.offsets[t] : t * shape.batch;
-}
-
-__device__ __forceinline__ int length_of(const Shape& shape, int b) {
-  return shape.lengths ? shape.lengths[b] : shape.steps;
-}
-
-__device__ __forceinline__ Position position(const Shape& shape, int direction, int t, int b) {
-  const int length = length_of(shape, b);
-  Position at;
-  at.active = t < length;
-  at.first = direction ? t == length - 1 : t == 0;
-  at.last = direction ? t == 0 : t == length - 1;
-  at.row = first_row(shape, t) + b;
-  at.previous = at.first || !at.active ? 0 : first_row(shape, direction ? t + 1 : t - 1) + b;
-  return at;
-}
-
 // No sequence of the tile takes part at time t, and no row of it exists in memory.
-__device__ __forceinline__ bool nothing_to_do(const Shape& shape, int t, int first_b) {
+RNNFAST_DEVICE bool nothing_to_do(const Shape& shape, int t, int first_b) {
   return shape.offsets && t >= shape.lengths[first_b];  // packed: lengths fall
 }
 
 template <Product kProduct, Cell kCell, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_forward(const __grid_constant__ StepForward<ElementOf<kProduct>> call, int step) {
+    step_forward(const __grid_constant__ StepForward<StepElement<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, gate_count(kCell), kLarge>;
   using Element = typename Tile::Element;
-  using Maths = CellMath<Math<kProduct>>;
+  using Maths = CellMath<typename StepArithmetic<kProduct>::Math>;
   constexpr int kGates = gate_count(kCell);
   unsigned char* const shared = shared_memory();
   const int d = int(blockIdx.z), t = d ? call.steps - 1 - step : step;
@@ -150,7 +111,7 @@ __global__ void __launch_bounds__(kStepThreads)
 // h = W_hr (o tanh(c)); tiles are of P in place of H.
 template <Product kProduct, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_project(const __grid_constant__ StepForward<ElementOf<kProduct>> call, int step) {
+    step_project(const __grid_constant__ StepForward<StepElement<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, 1, kLarge>;
   using Element = typename Tile::Element;
   unsigned char* const shared = shared_memory();
@@ -184,23 +145,24 @@ __global__ void __launch_bounds__(kStepThreads)
   }
 }
 
-// All steps of a layer on `stream`. The first error ends it.
+// One launch over all tiles of `units` units, the whole batch and all directions.
+template <class Tile, class Call>
+cudaError_t launch_tiles(void (*kernel)(Call, int), int64_t units, const Call& call, int step, cudaStream_t stream) {
+  const dim3 grid(unsigned(divide_up(call.batch, Tile::kBatch)), unsigned(divide_up(units, Tile::kUnits)),
+                  unsigned(call.directions));
+  return launch(kernel, grid, dim3(kStepThreads), 1, false, Tile::kSharedBytes, stream, call, step);
+}
+
 template <Product kProduct, Cell kCell, bool kLarge>
-cudaError_t launch_step_forward_tile(const StepForward<ElementOf<kProduct>>& call, cudaStream_t stream) {
+cudaError_t launch_step_forward_tile(const StepForward<StepElement<kProduct>>& call, cudaStream_t stream) {
   using Tile = StepTile<kProduct, gate_count(kCell), kLarge>;
   using ProjectTile = StepTile<kProduct, 1, kLarge>;
-  const auto grid = [&](int64_t units, int tile_units, int tile_batch) {
-    return dim3(unsigned(divide_up(call.batch, tile_batch)), unsigned(divide_up(units, tile_units)),
-                unsigned(call.directions));
-  };
   for (int step = 0; step < call.steps; ++step) {
-    cudaError_t error = launch(step_forward<kProduct, kCell, kLarge>,
-                               {grid(call.hidden_size, Tile::kUnits, Tile::kBatch), kStepThreads, Tile::kSharedBytes, stream}, call, step);
+    cudaError_t error = launch_tiles<Tile>(step_forward<kProduct, kCell, kLarge>, call.hidden_size, call, step, stream);
     if (error != cudaSuccess) return error;
     if constexpr (kCell == Cell::kLstm) {
       if (!call.cells) continue;
-      error = launch(step_project<kProduct, kLarge>,
-                     {grid(call.output_size, ProjectTile::kUnits, ProjectTile::kBatch), kStepThreads, ProjectTile::kSharedBytes, stream}, call, step);
+      error = launch_tiles<ProjectTile>(step_project<kProduct, kLarge>, call.output_size, call, step, stream);
       if (error != cudaSuccess) return error;
     }
   }
@@ -208,7 +170,8 @@ cudaError_t launch_step_forward_tile(const StepForward<ElementOf<kProduct>>& cal
 }
 
 template <Product kProduct>
-cudaError_t launch_step_forward(const StepForward<ElementOf<kProduct>>& call, bool large, cudaStream_t stream) {
+cudaError_t run_step_forward(const StepForward<void>& layer, bool large, cudaStream_t stream) {
+  const auto call = std::bit_cast<StepForward<StepElement<kProduct>>>(layer);
   switch (call.cell) {
     case Cell::kRnn:
       return large ? launch_step_forward_tile<kProduct, Cell::kRnn, true>(call, stream)

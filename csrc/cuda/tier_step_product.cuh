@@ -21,6 +21,7 @@
 #pragma once
 
 #include "layer.h"
+#include "math.cuh"
 #include "primitives.cuh"
 
 namespace rnnfast::cuda {
@@ -30,10 +31,29 @@ constexpr int kStepThreads = 32 * kStepWarps;
 constexpr int kSlabBytes = 64;
 constexpr int kPieceBytes = 16;
 
+// The element type of a product, and the activations that its accuracy asks for.
+template <Product kProduct>
+struct StepArithmetic {
+  using Element = float;
+  using Math = AccurateMath;
+};
+template <>
+struct StepArithmetic<Product::kBfloat16> {
+  using Element = __nv_bfloat16;
+  using Math = ApproximateMath;
+};
+template <>
+struct StepArithmetic<Product::kHalf> {
+  using Element = __half;
+  using Math = ApproximateMath;
+};
+template <Product kProduct>
+using StepElement = typename StepArithmetic<kProduct>::Element;
+
 template <Product kProduct_, int kPlanes_, bool kLarge>
 struct StepTile {
   static constexpr Product kProduct = kProduct_;
-  using Element = ElementOf<kProduct>;
+  using Element = StepElement<kProduct>;
   static constexpr int kPlanes = kPlanes_;
   // One plane alone (backward, projection) has fewer rows of weight, so a large tile takes more units.
   static constexpr int kUnits = !kLarge ? 16 : kPlanes == 1 ? 64 : 32;
@@ -62,9 +82,29 @@ struct WeightRows {
   int64_t units;       // left in this tile and after it
 };
 
+// 16 bytes of a slab as operand words: 16-bit elements as they are, floats rounded.
+template <Product kProduct>
+RNNFAST_DEVICE uint4 operand(uint4 words) {
+  if constexpr (kProduct == Product::kTf32) {
+    words.x = to_tf32(__uint_as_float(words.x));
+    words.y = to_tf32(__uint_as_float(words.y));
+    words.z = to_tf32(__uint_as_float(words.z));
+    words.w = to_tf32(__uint_as_float(words.w));
+  }
+  return words;
+}
+
+// sum += the products of 4 floats each.
+RNNFAST_DEVICE void add_products(float& sum, float4 a, float4 b) {
+  sum = fmaf(a.x, b.x, sum);
+  sum = fmaf(a.y, b.y, sum);
+  sum = fmaf(a.z, b.z, sum);
+  sum = fmaf(a.w, b.w, sum);
+}
+
 // Copies 16 bytes of a state's row from element k on, zeros beyond `k_size`; nothing of the row is aligned.
 template <class Element>
-__device__ __forceinline__ void copy_unaligned(unsigned char* target, const Element* row, int64_t k, int64_t k_size) {
+RNNFAST_DEVICE void copy_unaligned(unsigned char* target, const Element* row, int64_t k, int64_t k_size) {
   constexpr int kCount = kPieceBytes / int(sizeof(Element));
   Element* const to = reinterpret_cast<Element*>(target);
 #pragma unroll
@@ -74,7 +114,7 @@ __device__ __forceinline__ void copy_unaligned(unsigned char* target, const Elem
 // `row_of(b)` gives the state row of batch row b of the tile, or null for zeros. `aligned`: rows are 16-byte aligned
 // and k_size is a multiple of 16 bytes.
 template <class Tile, class RowOf>
-__device__ __forceinline__ void step_product(unsigned char* shared, const WeightRows<typename Tile::Element>& weight,
+RNNFAST_DEVICE void step_product(unsigned char* shared, const WeightRows<typename Tile::Element>& weight,
                                              RowOf row_of, int64_t k_size, bool aligned) {
   using Element = typename Tile::Element;
   constexpr int kElements = kPieceBytes / int(sizeof(Element));
@@ -125,21 +165,21 @@ __device__ __forceinline__ void step_product(unsigned char* shared, const Weight
   const auto multiply_slab = [&](const unsigned char* slab) {
     const unsigned char* const a = slab + warp_rows * kSlabBytes;
     const unsigned char* const b = slab + (Tile::kRows + warp_batch) * kSlabBytes;
-    const auto piece_of = [](const unsigned char* base, int row, int at) {
-      return *reinterpret_cast<const uint4*>(base + row * kSlabBytes + at * kPieceBytes);
-    };
     if constexpr (Tile::kProduct == Product::kExact) {
+      const auto piece_of = [](const unsigned char* base, int row, int at) {
+        return *reinterpret_cast<const float4*>(base + row * kSlabBytes + at * kPieceBytes);
+      };
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int at = (i + group / 2) % 4;
 #pragma unroll
         for (int n = 0; n < Tile::kBatchTiles; ++n) {
-          const float4 left = as_floats(piece_of(b, n * 8 + 2 * quarter, at));
-          const float4 right = as_floats(piece_of(b, n * 8 + 2 * quarter + 1, at));
+          const float4 left = piece_of(b, n * 8 + 2 * quarter, at);
+          const float4 right = piece_of(b, n * 8 + 2 * quarter + 1, at);
 #pragma unroll
           for (int m = 0; m < Tile::kRowTiles; ++m) {
-            const float4 upper = as_floats(piece_of(a, m * 16 + group, at));
-            const float4 lower = as_floats(piece_of(a, m * 16 + group + 8, at));
+            const float4 upper = piece_of(a, m * 16 + group, at);
+            const float4 lower = piece_of(a, m * 16 + group + 8, at);
             add_products(sums[m][n][0], upper, left);
             add_products(sums[m][n][1], upper, right);
             add_products(sums[m][n][2], lower, left);
@@ -148,6 +188,9 @@ __device__ __forceinline__ void step_product(unsigned char* shared, const Weight
         }
       }
     } else {
+      const auto piece_of = [](const unsigned char* base, int row, int at) {
+        return operand<Tile::kProduct>(*reinterpret_cast<const uint4*>(base + row * kSlabBytes + at * kPieceBytes));
+      };
       uint4 state[Tile::kBatchTiles];
 #pragma unroll
       for (int n = 0; n < Tile::kBatchTiles; ++n) state[n] = piece_of(b, n * 8 + group, quarter);
@@ -158,8 +201,8 @@ __device__ __forceinline__ void step_product(unsigned char* shared, const Weight
         const uint32_t second[4] = {upper.z, lower.z, upper.w, lower.w};
 #pragma unroll
         for (int n = 0; n < Tile::kBatchTiles; ++n) {
-          mma<Tile::kProduct>(sums[m][n], first, state[n].x, state[n].y);
-          mma<Tile::kProduct>(sums[m][n], second, state[n].z, state[n].w);
+          mma<Element>(sums[m][n], first, state[n].x, state[n].y);
+          mma<Element>(sums[m][n], second, state[n].z, state[n].w);
         }
       }
     }
@@ -173,7 +216,7 @@ __device__ __forceinline__ void step_product(unsigned char* shared, const Weight
   }
   for (int chunk = 0; chunk < chunks; ++chunk) {
     copy_wait<Tile::kStages - 2>();
-    __syncthreads();  // the stage is filled, and all have done with the one that is filled next
+    block_sync();  // the stage is filled, and all have done with the one that is filled next
     if (chunk + Tile::kStages - 1 < chunks) fill(chunk + Tile::kStages - 1);
     copy_commit();
     const unsigned char* const stage = shared + (chunk % Tile::kStages) * kStageBytes;
@@ -185,7 +228,7 @@ __device__ __forceinline__ void step_product(unsigned char* shared, const Weight
     }
   }
   copy_wait<0>();
-  __syncthreads();  // the pipeline's memory is free for the sums
+  block_sync();  // the pipeline's memory is free for the sums
 
   float* const result = reinterpret_cast<float*>(shared) + part * Tile::kRows * Tile::kSumStride;
 #pragma unroll
@@ -198,12 +241,12 @@ __device__ __forceinline__ void step_product(unsigned char* shared, const Weight
       at[8 * Tile::kSumStride] = sums[m][n][2];
       at[8 * Tile::kSumStride + 1] = sums[m][n][3];
     }
-  __syncthreads();
+  block_sync();
 }
 
 // The sum of a plane for unit `unit` and batch row `b` of the tile.
 template <class Tile>
-__device__ __forceinline__ float sum_at(const unsigned char* shared, int plane, int unit, int b) {
+RNNFAST_DEVICE float sum_at(const unsigned char* shared, int plane, int unit, int b) {
   const float* const sums = reinterpret_cast<const float*>(shared);
   float total = 0.0f;
 #pragma unroll
