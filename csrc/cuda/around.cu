@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) cell_outputs_kernel(const __grid_con
                                                                 const Element* gates, const float* c, Element* cells) {
   const int64_t H = shape.hidden_size;
   for (int64_t i = first_index(); i < shape.directions * shape.rows * H; i += index_stride())
-    cells[i] = from_float<Element>(to_float(gates[i / H * 4 * H + 3 * H + i % H]) * AccurateMath::tanh(c[i]));
+    cells[i] = from_float<Element>(to_float(gates[i / H * 4 * H + 3 * H + i % H]) * ExactMath::tanh(c[i]));
 }
 
 }  // namespace

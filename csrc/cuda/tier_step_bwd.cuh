@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kStepThreads)
     step_backward(const __grid_constant__ StepBackward<StepElement<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, 1, kLarge>;
   using Element = typename Tile::Element;
-  using Maths = CellMath<typename StepArithmetic<kProduct>::Math>;
+  using Maths = CellMath<ExactMath>;
   constexpr int kPlanes = grad_planes(kCell);
   unsigned char* const shared = shared_memory();
   const int d = int(blockIdx.z), t = d ? call.steps - 1 - step : step;

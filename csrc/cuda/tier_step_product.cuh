@@ -31,11 +31,11 @@ constexpr int kStepThreads = 32 * kStepWarps;
 constexpr int kSlabBytes = 64;
 constexpr int kPieceBytes = 16;
 
-// The element type of a product, and the activations that its accuracy asks for.
+// The element type of a product, and the activations that its accuracy allows in forward.
 template <Product kProduct>
 struct StepArithmetic {
   using Element = float;
-  using Math = AccurateMath;
+  using Math = ExactMath;
 };
 template <>
 struct StepArithmetic<Product::kBfloat16> {
@@ -45,7 +45,7 @@ struct StepArithmetic<Product::kBfloat16> {
 template <>
 struct StepArithmetic<Product::kHalf> {
   using Element = __half;
-  using Math = ApproximateMath;
+  using Math = ExactMath;
 };
 template <Product kProduct>
 using StepElement = typename StepArithmetic<kProduct>::Element;
