@@ -1,7 +1,8 @@
 // Backward of a layer on the GPU: the recurrence in reverse, then the gradients of x and of the weights as large
 // products over all rows at once. Every sum has a fixed order.
-#include "around.h"
 #include "host.h"
+
+#include "around.h"
 
 namespace rnnfast {
 namespace cuda {
@@ -103,7 +104,7 @@ void weight_gradients(Call& call, const LayerInputs& in, const BackwardLayer<voi
   const int64_t D = sizes.directions, N = sizes.rows, I = sizes.input_size, H = sizes.hidden_size,
                 P = sizes.output_size(), G = call.gate_rows(), each = sizes.weights_per_direction;
   const bool gru = in.cell == Cell::kGru;
-  const Tensor x = view(contiguous(in.input), {N, I}, {I, 1});
+  const Tensor x = view(as_contiguous(in.input), {N, I}, {I, 1});
   const Tensor previous = call.new_tensor({D, N, P});
   check(gather_previous(call.product, layer, layer.output, layer.hx, write(previous), call.stream), "previous states");
   std::optional<Tensor> cells, sums;

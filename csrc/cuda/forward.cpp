@@ -1,6 +1,7 @@
 // Forward of a layer on the GPU: gates_x = x W_ih^T + biases as one product per direction, then the recurrence.
-#include "around.h"
 #include "host.h"
+
+#include "around.h"
 
 namespace rnnfast {
 namespace cuda {
@@ -9,7 +10,7 @@ namespace {
 // gates_x [D, N, G*H]: the input projection with every bias but GRU's b_hn.
 void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
   const int64_t N = call.sizes.rows, I = call.sizes.input_size, G = call.gate_rows();
-  const Tensor x = view(contiguous(in.input), {N, I}, {I, 1});
+  const Tensor x = view(as_contiguous(in.input), {N, I}, {I, 1});
   const int64_t each = call.sizes.weights_per_direction;
   std::optional<Tensor> biases;
   if (call.sizes.has_biases) {

@@ -88,7 +88,7 @@ Shape Call::shape(const LayerInputs& in) {
 void Call::upload_batch_sizes(const Tensor& batch_sizes, Shape& shape) {
   STD_TORCH_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.dim() == 1,
                   "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
-  const Tensor host = contiguous(batch_sizes);
+  const Tensor host = as_contiguous(batch_sizes);
   const int64_t* const values = read<int64_t>(host);
   const int64_t steps = host.numel();
   int64_t total = 0, limit = sizes.batch;
@@ -118,7 +118,7 @@ void Call::upload_lengths(const Tensor& lengths, Shape& shape) {
   const bool wide_lengths = lengths.scalar_type() == ScalarType::Long;
   STD_TORCH_CHECK(wide_lengths || lengths.scalar_type() == ScalarType::Int, "lengths: expected int32 or int64, got ",
                   toString(lengths.scalar_type()));
-  Tensor values = contiguous(lengths);
+  Tensor values = as_contiguous(lengths);
   const Facts facts(values);
   if (values.is_cpu()) {
     for (int64_t b = 0; b < sizes.batch; ++b) {

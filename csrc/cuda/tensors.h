@@ -55,7 +55,7 @@ inline void copy(const Tensor& to, const Tensor& from) {
 }
 inline void zero(const Tensor& tensor) { TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(tensor.get())); }
 
-inline Tensor contiguous(const Tensor& tensor) {
+inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
