@@ -1,4 +1,5 @@
 // The operators on CUDA tensors; in the emulator's library the same on CPU tensors, in a namespace of its own.
+#include <cstdlib>
 #include <string>
 
 #include "../common/operators.h"
@@ -7,22 +8,25 @@
 namespace rnnfast {
 namespace {
 
-// "cta", "cluster", "group" or "step", and the tile; or the reason why no kernel takes such a layer. For explanations.
+// The tier and its tile, or "refused: " and the reason why no kernel takes such a layer.
 std::string plan_text(std::string cell, std::string dtype, int64_t hidden_size, int64_t proj_size, int64_t batch,
                       int64_t directions, bool backward, int64_t device) {
   using namespace cuda;
+  using torch::headeronly::ScalarType;
   const Cell kind = cell == "lstm" ? Cell::kLstm : cell == "gru" ? Cell::kGru : Cell::kRnn;
-  const auto type = dtype == "bfloat16"  ? torch::headeronly::ScalarType::BFloat16
-                    : dtype == "float16" ? torch::headeronly::ScalarType::Half
-                                         : torch::headeronly::ScalarType::Float;
+  if (dtype != "bfloat16" && dtype != "float16" && dtype != "float32") return "refused: it has no kernel for " + dtype;
+  const ScalarType type = dtype == "bfloat16"  ? ScalarType::BFloat16
+                          : dtype == "float16" ? ScalarType::Half
+                                               : ScalarType::Float;
   const DeviceLimits limits = limits_of(int32_t(device));
   const Problem problem{kind, product_of(type, limits), backward, proj_size > 0, hidden_size,
                         proj_size > 0 ? proj_size : hidden_size, batch, directions};
   Plan plan;
   std::string refusal;
-  if (!choose(problem, limits, compiled_tiers(), std::getenv("RNNFAST_TIER"), plan, refusal)) return refusal;
-  return std::string(kTierNames[int(plan.tier)]) + ": " + std::to_string(plan.tile_units) + " units x " +
-         std::to_string(plan.tile_batch) + " rows per CTA, " + std::to_string(plan.ctas) + " CTAs per copy of weight_hh";
+  if (!choose(problem, limits, compiled_tiers(), std::getenv("RNNFAST_TIER"), plan, refusal))
+    return "refused: " + refusal;
+  return std::string("tier ") + kTierNames[int(plan.tier)] + ": " + std::to_string(plan.tile_units) + " units x " +
+         std::to_string(plan.tile_batch) + " rows per CTA, weight_hh over " + std::to_string(plan.ctas) + " CTAs";
 }
 
 void allow_tf32(bool allow) { cuda::set_allow_tf32(allow); }
