@@ -1,0 +1,143 @@
+// A batch tile's sequences: which rows they have at a time, and how rows come from global into shared memory ahead.
+//
+// Tensors of rows keep PyTorch's layout, plane after plane of hidden_size elements: [rows, planes * H]. A ring of
+// kStages stages in shared memory holds the coming steps' rows. All threads copy them together, by cp.async in 16-byte
+// pieces, whatever the unit that a thread computes; the barrier that ends a step makes a stage visible to all.
+// A plane begins at a multiple of 64 bytes there, so lanes read aligned pairs even where H is odd: then cp.async cannot
+// copy (it wants source and destination aligned alike, 4 bytes at least) and pieces are narrower, down to one element.
+#pragma once
+
+#include "fragments.cuh"
+
+namespace rnnfast::cuda {
+
+// 4 stages: a copy has about 3 steps to arrive, 0.75 us at the shortest step (an estimate), the latency of a busy DRAM.
+constexpr int kStages = 4;
+
+// 8 neighbouring sequences in one direction. Sequences beyond the batch have length 0.
+struct BatchTile {
+  const int64_t* offsets;
+  const int32_t* lengths;
+  int first, batch, steps_in_all, direction;
+  int steps;  // of the longest sequence: the loop's length
+
+  __device__ __forceinline__ BatchTile(const Shape& shape, int tile, int direction_)
+      : offsets(shape.offsets), lengths(shape.lengths), first(tile * kColumns), batch(shape.batch),
+        steps_in_all(shape.steps), direction(direction_), steps(0) {
+    for (int column = 0; column < kColumns; ++column) steps = max(steps, length(column));
+  }
+  __device__ __forceinline__ int length(int column) const {
+    if (first + column >= batch) return 0;
+    return lengths ? lengths[first + column] : steps_in_all;
+  }
+  // The time of a step. Backward walks against the direction.
+  __device__ __forceinline__ int time(int step, bool against = false) const {
+    return (direction == 1) != against ? steps - 1 - step : step;
+  }
+  // The row of the tile's first sequence. Times outside of the loop count as its ends: nobody uses those rows.
+  __device__ __forceinline__ int64_t row(int t) const {
+    t = min(max(t, 0), steps - 1);
+    return (offsets ? offsets[t] : int64_t(t) * batch) + first;
+  }
+};
+
+// The widest piece that divides an address and all distances (in bytes) between what is copied.
+__device__ __forceinline__ int piece_bytes(const void* base, int64_t distances) {
+  const int64_t bits = int64_t(reinterpret_cast<uintptr_t>(base)) | distances | kPieceBytes;
+  return int(bits & -bits);
+}
+
+// Copies `bytes` in pieces by a group of kGroup threads, this being number `member`. kMost: the largest `bytes`.
+template <int kGroup, int kMost>
+__device__ __forceinline__ void copy_plane(unsigned char* to, const unsigned char* from, int bytes, int piece,
+                                           int member) {
+  if (piece == 16) {
+#pragma unroll
+    for (int i = 0; i < (kMost + kGroup * 16 - 1) / (kGroup * 16); ++i) {
+      const int at = (i * kGroup + member) * 16;
+      if (at < bytes) copy_async<16>(to + at, from + at);
+    }
+    return;
+  }
+  for (int at = member * piece; at < bytes; at += kGroup * piece) {
+    if (piece == 8)
+      copy_async<8>(to + at, from + at);
+    else if (piece == 4)
+      copy_async<4>(to + at, from + at);
+    else
+      *reinterpret_cast<uint16_t*>(to + at) = *reinterpret_cast<const uint16_t*>(from + at);
+  }
+}
+
+// How many neighbouring threads copy one plane: a power of two, with the number of groups a multiple of kColumns, such
+// that a thread copies from one column only.
+constexpr int copy_group(int plane_bytes, int threads) {
+  int group = kLanes;
+  while (group > 1 && (group * kPieceBytes > plane_bytes || threads % (group * kColumns) != 0)) group /= 2;
+  return group;
+}
+
+// The rows of one tensor, a step at a time, into the ring. kWidth: the padded H.
+template <class Element, int kPlanes, int kWidth, int kThreads>
+struct RowStream {
+  static constexpr int kPlaneBytes = kWidth * int(sizeof(Element));
+  // 16 more than a multiple of 64: the 4 columns that a warp reads together, 2 apart, lie 32 bytes apart in the banks.
+  static constexpr int kColumnBytes = kPlanes * kPlaneBytes + 16;
+  static constexpr int kStageBytes = round_up(kColumns * kColumnBytes, 128);
+  static constexpr int kGroup = copy_group(kPlaneBytes, kThreads);
+  static constexpr int kGroups = kThreads / kGroup;
+  static_assert(kThreads % kGroup == 0 && kGroups % kColumns == 0);
+
+  const unsigned char* source;  // the tile's first row, number 0; null: nothing to copy
+  int64_t row_bytes;
+  int width_bytes, piece;
+
+  // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
+  __device__ __forceinline__ RowStream(const Element* rows, int64_t row_size, int width)
+      : source(reinterpret_cast<const unsigned char*>(rows)), row_bytes(row_size * int(sizeof(Element))),
+        width_bytes(width * int(sizeof(Element))), piece(piece_bytes(rows, row_bytes | width_bytes)) {}
+
+  static __device__ __forceinline__ int column() { return thread_index() / kGroup % kColumns; }
+
+  // Begins to copy this thread's part of column column(): `row` is that of the tile's first sequence.
+  __device__ __forceinline__ void fetch(unsigned char* stage, int64_t row, bool wanted) const {
+    if (!wanted || source == nullptr) return;
+    const int group = thread_index() / kGroup, member = thread_index() % kGroup;
+    const unsigned char* from = source + (row + column()) * row_bytes;
+    unsigned char* to = stage + column() * kColumnBytes;
+#pragma unroll
+    for (int i = 0; i < (kPlanes * kColumns + kGroups - 1) / kGroups; ++i) {
+      const int plane = i * (kGroups / kColumns) + group / kColumns;
+      if (plane < kPlanes)
+        copy_plane<kGroup, kPlaneBytes>(to + plane * kPlaneBytes, from + plane * width_bytes, width_bytes, piece,
+                                        member);
+    }
+  }
+
+  // Units unit and unit + 1 (unit even) of a plane.
+  static __device__ __forceinline__ float2 read(const unsigned char* stage, int column, int plane, int unit) {
+    return load_shared_pair<Element>(stage + column * kColumnBytes + plane * kPlaneBytes +
+                                     unit * int(sizeof(Element)));
+  }
+};
+
+// Zeros to a multiple of 16 bytes of shared memory, by all threads of the CTA.
+__device__ __forceinline__ void zero_shared(unsigned char* to, int bytes, int threads) {
+  for (int at = thread_index() * kPieceBytes; at < bytes; at += threads * kPieceBytes)
+    *reinterpret_cast<uint4*>(to + at) = uint4{0, 0, 0, 0};
+}
+
+// Zeros to the rows beyond each sequence's length, where those exist (padded input): [N, row_size], `size` elements
+// from `rows` on. A warp fills a row.
+template <class Element>
+__device__ __forceinline__ void zero_tails(const BatchTile& tile, Element* rows, int64_t row_size, int64_t size,
+                                           Lane lane, int warps) {
+  if (rows == nullptr || tile.lengths == nullptr || tile.offsets != nullptr) return;
+  for (int column = 0; column < kColumns && tile.first + column < tile.batch; ++column)
+    for (int t = tile.length(column) + lane.warp; t < tile.steps_in_all; t += warps) {
+      Element* row = rows + (int64_t(t) * tile.batch + tile.first + column) * row_size;
+      for (int64_t i = thread_index() % kLanes; i < size; i += kLanes) row[i] = from_float<Element>(0.f);
+    }
+}
+
+}  // namespace rnnfast::cuda
