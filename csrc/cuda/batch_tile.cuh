@@ -21,35 +21,35 @@ struct BatchTile {
   int first, batch, steps_in_all, direction;
   int steps;  // of the longest sequence: the loop's length
 
-  __device__ __forceinline__ BatchTile(const Shape& shape, int tile, int direction_)
+  RNNFAST_DEVICE BatchTile(const Shape& shape, int tile, int direction_)
       : offsets(shape.offsets), lengths(shape.lengths), first(tile * kColumns), batch(shape.batch),
         steps_in_all(shape.steps), direction(direction_), steps(0) {
     for (int column = 0; column < kColumns; ++column) steps = max(steps, length(column));
   }
-  __device__ __forceinline__ int length(int column) const {
+  RNNFAST_DEVICE int length(int column) const {
     if (first + column >= batch) return 0;
     return lengths ? lengths[first + column] : steps_in_all;
   }
   // The time of a step. Backward walks against the direction.
-  __device__ __forceinline__ int time(int step, bool against = false) const {
+  RNNFAST_DEVICE int time(int step, bool against = false) const {
     return (direction == 1) != against ? steps - 1 - step : step;
   }
   // The row of the tile's first sequence. Times outside of the loop count as its ends: nobody uses those rows.
-  __device__ __forceinline__ int64_t row(int t) const {
+  RNNFAST_DEVICE int64_t row(int t) const {
     t = min(max(t, 0), steps - 1);
     return (offsets ? offsets[t] : int64_t(t) * batch) + first;
   }
 };
 
 // The widest piece that divides an address and all distances (in bytes) between what is copied.
-__device__ __forceinline__ int piece_bytes(const void* base, int64_t distances) {
+RNNFAST_DEVICE int piece_bytes(const void* base, int64_t distances) {
   const int64_t bits = int64_t(reinterpret_cast<uintptr_t>(base)) | distances | kPieceBytes;
   return int(bits & -bits);
 }
 
 // Copies `bytes` in pieces by a group of kGroup threads, this being number `member`. kMost: the largest `bytes`.
 template <int kGroup, int kMost>
-__device__ __forceinline__ void copy_plane(unsigned char* to, const unsigned char* from, int bytes, int piece,
+RNNFAST_DEVICE void copy_plane(unsigned char* to, const unsigned char* from, int bytes, int piece,
                                            int member) {
   if (piece == 16) {
 #pragma unroll
@@ -93,16 +93,16 @@ struct RowStream {
   int width_bytes, piece;
 
   // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
-  __device__ __forceinline__ RowStream(const Element* rows, int64_t row_size, int width)
+  RNNFAST_DEVICE RowStream(const Element* rows, int64_t row_size, int width)
       : source(reinterpret_cast<const unsigned char*>(rows)), row_bytes(row_size * int(sizeof(Element))),
         width_bytes(width * int(sizeof(Element))), piece(piece_bytes(rows, row_bytes | width_bytes)) {}
 
-  static __device__ __forceinline__ int column() { return thread_index() / kGroup % kColumns; }
+  static RNNFAST_DEVICE int column() { return int(threadIdx.x) / kGroup % kColumns; }
 
   // Begins to copy this thread's part of column column(): `row` is that of the tile's first sequence.
-  __device__ __forceinline__ void fetch(unsigned char* stage, int64_t row, bool wanted) const {
+  RNNFAST_DEVICE void fetch(unsigned char* stage, int64_t row, bool wanted) const {
     if (!wanted || source == nullptr) return;
-    const int group = thread_index() / kGroup, member = thread_index() % kGroup;
+    const int group = int(threadIdx.x) / kGroup, member = int(threadIdx.x) % kGroup;
     const unsigned char* from = source + (row + column()) * row_bytes;
     unsigned char* to = stage + column() * kColumnBytes;
 #pragma unroll
@@ -115,28 +115,28 @@ struct RowStream {
   }
 
   // Units unit and unit + 1 (unit even) of a plane.
-  static __device__ __forceinline__ float2 read(const unsigned char* stage, int column, int plane, int unit) {
+  static RNNFAST_DEVICE float2 read(const unsigned char* stage, int column, int plane, int unit) {
     return load_shared_pair<Element>(stage + column * kColumnBytes + plane * kPlaneBytes +
                                      unit * int(sizeof(Element)));
   }
 };
 
 // Zeros to a multiple of 16 bytes of shared memory, by all threads of the CTA.
-__device__ __forceinline__ void zero_shared(unsigned char* to, int bytes, int threads) {
-  for (int at = thread_index() * kPieceBytes; at < bytes; at += threads * kPieceBytes)
+RNNFAST_DEVICE void zero_shared(unsigned char* to, int bytes, int threads) {
+  for (int at = int(threadIdx.x) * kPieceBytes; at < bytes; at += threads * kPieceBytes)
     *reinterpret_cast<uint4*>(to + at) = uint4{0, 0, 0, 0};
 }
 
 // Zeros to the rows beyond each sequence's length, where those exist (padded input): [N, row_size], `size` elements
 // from `rows` on. A warp fills a row.
 template <class Element>
-__device__ __forceinline__ void zero_tails(const BatchTile& tile, Element* rows, int64_t row_size, int64_t size,
+RNNFAST_DEVICE void zero_tails(const BatchTile& tile, Element* rows, int64_t row_size, int64_t size,
                                            Lane lane, int warps) {
   if (rows == nullptr || tile.lengths == nullptr || tile.offsets != nullptr) return;
   for (int column = 0; column < kColumns && tile.first + column < tile.batch; ++column)
     for (int t = tile.length(column) + lane.warp; t < tile.steps_in_all; t += warps) {
       Element* row = rows + (int64_t(t) * tile.batch + tile.first + column) * row_size;
-      for (int64_t i = thread_index() % kLanes; i < size; i += kLanes) row[i] = from_float<Element>(0.f);
+      for (int64_t i = int(threadIdx.x) % kLanes; i < size; i += kLanes) row[i] = from_float<Element>(0.f);
     }
 }
 

@@ -22,9 +22,9 @@ constexpr int max_of(int a, int b) { return a > b ? a : b; }
 constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 struct Lane {
-  int warp = thread_index() / kLanes;
-  int group = thread_index() % kLanes / 4;
-  int member = thread_index() % 4;
+  int warp = int(threadIdx.x) / kLanes;
+  int group = int(threadIdx.x) % kLanes / 4;
+  int member = int(threadIdx.x) % 4;
 };
 
 // [depth, 8 columns] in shared memory, column after column, once for each part (see product.cuh). The 16-byte pieces of
@@ -37,18 +37,18 @@ struct Operand {
   static constexpr int kPartBytes = kColumns * kColumnBytes;
   static constexpr int kBytes = kPartBytes * Arithmetic<product>::kParts;
 
-  static __device__ __forceinline__ int swizzle(int column) { return (column >> 1 & 3) << 5 ^ (column & 1) << 6; }
+  static RNNFAST_DEVICE int swizzle(int column) { return (column >> 1 & 3) << 5 ^ (column & 1) << 6; }
 
-  static __device__ __forceinline__ void store_pair(unsigned char* operand, int column, int k, float a, float b) {
+  static RNNFAST_DEVICE void store_pair(unsigned char* operand, int column, int k, float a, float b) {
     unsigned char* to = operand + column * kColumnBytes + ((k * int(sizeof(Element))) ^ swizzle(column));
     Arithmetic<product>::store_pair(to, kPartBytes, a, b);
   }
 
   // Where this lane's pieces start; piece(chunk) is relative to it.
-  static __device__ __forceinline__ int lane_offset(Lane lane) {
+  static RNNFAST_DEVICE int lane_offset(Lane lane) {
     return lane.group * kColumnBytes + ((lane.member * kPieceBytes) ^ swizzle(lane.group));
   }
-  static __device__ __forceinline__ uint4 load(const unsigned char* operand, int lane_offset, int part, int chunk) {
+  static RNNFAST_DEVICE uint4 load(const unsigned char* operand, int lane_offset, int part, int chunk) {
     const int within = lane_offset ^ (chunk % 2 * kChunkBytes);  // columns start at multiples of 128 bytes
     return *reinterpret_cast<const uint4*>(operand + within + chunk / 2 * 128 + part * kPartBytes);
   }
@@ -79,13 +79,13 @@ struct WeightTiles {
   unsigned char* shared;  // this lane's place in kSharedBytes
 
   // `weights`: kSharedBytes of shared memory.
-  __device__ __forceinline__ void place(unsigned char* weights, Lane lane) {
-    shared = weights + lane.warp * (kSharedBytes / kWarps) + thread_index() % kLanes * kPieceBytes;
+  RNNFAST_DEVICE void place(unsigned char* weights, Lane lane) {
+    shared = weights + lane.warp * (kSharedBytes / kWarps) + int(threadIdx.x) % kLanes * kPieceBytes;
   }
 
   // read(half, chunk) gives this lane's 16 bytes of a row of the tile: 4 words of weights as they are in memory.
   template <class Read>
-  __device__ __forceinline__ void load(int tile, Read read) {
+  RNNFAST_DEVICE void load(int tile, Read read) {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
       const uint4 first = read(0, chunk), second = read(1, chunk);
@@ -95,7 +95,7 @@ struct WeightTiles {
   }
 
   // sum = weights * state; an operand of Operand<product, kDepth>
-  __device__ __forceinline__ void multiply(float (&sum)[kTiles][4], const unsigned char* state, int lane_offset) const {
+  RNNFAST_DEVICE void multiply(float (&sum)[kTiles][4], const unsigned char* state, int lane_offset) const {
     float split[kSplits][kTiles][4] = {}, correction[kCorrections][kTiles][4] = {};
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -130,14 +130,14 @@ struct WeightTiles {
 
  private:
   template <int kCount>
-  static __device__ __forceinline__ float total(const float (&split)[kCount][kTiles][4], int tile, int i) {
+  static RNNFAST_DEVICE float total(const float (&split)[kCount][kTiles][4], int tile, int i) {
     if constexpr (kCount == 4) return (split[0][tile][i] + split[1][tile][i]) + (split[2][tile][i] + split[3][tile][i]);
     if constexpr (kCount == 2) return split[0][tile][i] + split[1][tile][i];
     return split[0][tile][i];
   }
 
   // Words in the order of the mma's a operand: the halves at the first 4 words of depth, then at the next 4.
-  __device__ __forceinline__ void put(int tile, int fragment, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) {
+  RNNFAST_DEVICE void put(int tile, int fragment, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) {
     const uint32_t words[4] = {a0, a1, a2, a3};
     uint32_t leading[4];
 #pragma unroll
@@ -160,13 +160,13 @@ struct WeightTiles {
       }
     }
   }
-  __device__ __forceinline__ uint4* word(int tile, int fragment, int part) const {
+  RNNFAST_DEVICE uint4* word(int tile, int fragment, int part) const {
     return reinterpret_cast<uint4*>(shared + ((part * kTiles + tile) * kFragments + fragment) * kFragmentBytes);
   }
-  static __device__ __forceinline__ void copy(uint32_t (&a)[4], uint4 words) {
+  static RNNFAST_DEVICE void copy(uint32_t (&a)[4], uint4 words) {
     a[0] = words.x, a[1] = words.y, a[2] = words.z, a[3] = words.w;
   }
-  __device__ __forceinline__ void get_high(uint32_t (&a)[4], int tile, int fragment) const {
+  RNNFAST_DEVICE void get_high(uint32_t (&a)[4], int tile, int fragment) const {
     if constexpr (kShared) {
       copy(a, *word(tile, fragment, 0));
     } else {
@@ -174,7 +174,7 @@ struct WeightTiles {
       for (int i = 0; i < 4; ++i) a[i] = high[tile][fragment][i];
     }
   }
-  __device__ __forceinline__ void get_low(uint32_t (&a)[4], int tile, int fragment) const {
+  RNNFAST_DEVICE void get_low(uint32_t (&a)[4], int tile, int fragment) const {
     if constexpr (kLowShared) {
       copy(a, *word(tile, fragment, int(kShared)));
     } else {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "layer.h"
+#include "math.cuh"
 #include "primitives.cuh"
 
 namespace rnnfast::cuda {
@@ -21,12 +22,12 @@ struct Arithmetic16 {
   static constexpr int kWordElements = 2;  // elements of a word
 
   // Stores elements k and k + 1 (k even) of an operand; `to` is k's place.
-  static __device__ __forceinline__ void store_pair(unsigned char* to, int /*part_bytes*/, float first, float second) {
+  static RNNFAST_DEVICE void store_pair(unsigned char* to, int /*part_bytes*/, float first, float second) {
     *reinterpret_cast<uint32_t*>(to) = pack<Element>(first, second);
   }
-  static __device__ __forceinline__ uint32_t high(uint32_t word) { return word; }
-  static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    mma_m16n8k16<Element>(sum, a, b0, b1);
+  static RNNFAST_DEVICE uint32_t high(uint32_t word) { return word; }
+  static RNNFAST_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    mma<Element>(sum, a, b0, b1);
   }
 };
 
@@ -37,20 +38,20 @@ struct Arithmetic32 {
   static constexpr int kParts = kExact ? 2 : 1;
   static constexpr int kWordElements = 1;
 
-  static __device__ __forceinline__ uint32_t high(uint32_t word) { return round_tf32(__uint_as_float(word)); }
+  static RNNFAST_DEVICE uint32_t high(uint32_t word) { return to_tf32(__uint_as_float(word)); }
   // What `high` leaves, rounded; the difference itself is exact.
-  static __device__ __forceinline__ uint32_t low(uint32_t word, uint32_t high) {
-    return round_tf32(__uint_as_float(word) - __uint_as_float(high));
+  static RNNFAST_DEVICE uint32_t low(uint32_t word, uint32_t high) {
+    return to_tf32(__uint_as_float(word) - __uint_as_float(high));
   }
-  static __device__ __forceinline__ void store_pair(unsigned char* to, int part_bytes, float first, float second) {
+  static RNNFAST_DEVICE void store_pair(unsigned char* to, int part_bytes, float first, float second) {
     const uint2 bits = {__float_as_uint(first), __float_as_uint(second)};
     const uint2 leading = {high(bits.x), high(bits.y)};
     *reinterpret_cast<uint2*>(to) = leading;
     if constexpr (kExact)
       *reinterpret_cast<uint2*>(to + part_bytes) = uint2{low(bits.x, leading.x), low(bits.y, leading.y)};
   }
-  static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    mma_m16n8k8_tf32(sum, a, b0, b1);
+  static RNNFAST_DEVICE void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    mma<float>(sum, a, b0, b1);
   }
 };
 
@@ -68,20 +69,24 @@ using ElementOf = typename Arithmetic<product>::Element;
 
 // A pair of neighbours as floats, from shared memory, where pairs are always aligned.
 template <class Element>
-__device__ __forceinline__ float2 load_shared_pair(const unsigned char* from) {
-  if constexpr (sizeof(Element) == 2) return unpack<Element>(*reinterpret_cast<const uint32_t*>(from));
-  return *reinterpret_cast<const float2*>(from);
+RNNFAST_DEVICE float2 load_shared_pair(const unsigned char* from) {
+  if constexpr (sizeof(Element) == 2) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(from);
+    return {unpack_low<Element>(pair), unpack_high<Element>(pair)};
+  } else {
+    return *reinterpret_cast<const float2*>(from);
+  }
 }
 
 // Elements at and at + 1 of a row of `size` in global memory, zeros beyond it.
 template <class Element>
-__device__ __forceinline__ float2 load_pair(const Element* row, int at, int size) {
+RNNFAST_DEVICE float2 load_pair(const Element* row, int at, int size) {
   return {at < size ? to_float(row[at]) : 0.f, at + 1 < size ? to_float(row[at + 1]) : 0.f};
 }
 
 // The same stored. `aligned`: every row starts at a multiple of a pair and has an even size (one store in place of two).
 template <class Element>
-__device__ __forceinline__ void store_pair(Element* row, int at, int size, bool aligned, float first, float second) {
+RNNFAST_DEVICE void store_pair(Element* row, int at, int size, bool aligned, float first, float second) {
   if (at >= size) return;
   if (aligned) {
     if constexpr (sizeof(Element) == 2)
@@ -96,7 +101,7 @@ __device__ __forceinline__ void store_pair(Element* row, int at, int size, bool 
 
 // Whether rows of `size` elements from `base` on hold aligned pairs; null (nothing to store) counts as such.
 template <class Element>
-__device__ __forceinline__ bool pairs_aligned(const Element* base, int size) {
+RNNFAST_DEVICE bool pairs_aligned(const Element* base, int size) {
   return size % 2 == 0 && reinterpret_cast<uintptr_t>(base) % (2 * sizeof(Element)) == 0;
 }
 

@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
   constexpr int kGates = Plan::kGates, kBlocks = Plan::kBlocks;
   unsigned char* const shared = shared_memory();
   const Lane lane;
-  const int direction = block_index_y(), H = layer.hidden_size, P = layer.output_size;
-  const BatchTile tile(layer, block_index_x(), direction);
+  const int direction = int(blockIdx.y), H = layer.hidden_size, P = layer.output_size;
+  const BatchTile tile(layer, int(blockIdx.x), direction);
   const Weights<Element>& weights = layer.weights[direction];
   const auto unit = [&](int block) {  // the first of the lane's two
     return (lane.warp * kBlocks + block) * kTileRows + 2 * lane.group;
@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
       projection.load(0, read);
     }
   }
-  sync_threads();
+  block_sync();
   zero_shared(shared + Plan::kStates, Plan::kEnd - Plan::kStates, Plan::kThreads);
-  sync_threads();
+  block_sync();
 
   // The lane's sequences are columns 2 * member + {0, 1}; arrays of 4 run over [unit half][column], as an mma's sums.
   const int column = 2 * lane.member, sequence = tile.first + column;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
   };
   for (int step = 0; step < kStages - 1; ++step) fetch(step, tile.row(tile.time(step)));
   copy_wait<kStages - 2>();
-  sync_threads();
+  block_sync();
 
   const bool output_aligned = pairs_aligned(layer.output, P);
   const bool saved_aligned = pairs_aligned(layer.gates, H) && pairs_aligned(layer.c, H);
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
 #pragma unroll
       for (int j = 0; j < 2; ++j)
         State::store_pair(shared + Plan::kUnprojected, column + j, unit(0), value[0][j], value[0][2 + j]);
-      sync_threads();
+      block_sync();
       projection.multiply(value, shared + Plan::kUnprojected, state_offset);
     }
 
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
           store_pair(layer.c + saved_row * H, u, H, saved_aligned, c[block][j], c[block][2 + j]);
       }
     copy_wait<kStages - 2>();  // the next step's stage
-    sync_threads();
+    block_sync();
   }
 
 #pragma unroll

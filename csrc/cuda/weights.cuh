@@ -20,12 +20,12 @@ struct WeightStage {
   Lane lane;
 
   // Rows 0 ... count - 1 (at most 16) of `width` elements each; zeros elsewhere.
-  __device__ __forceinline__ void fill(const Element* rows, int count, int width) const {
-    const int thread = thread_index() % kLanes, bytes = width * int(sizeof(Element));
-    sync_warp();  // the reads of the tile before
+  RNNFAST_DEVICE void fill(const Element* rows, int count, int width) const {
+    const int thread = int(threadIdx.x) % kLanes, bytes = width * int(sizeof(Element));
+    warp_sync();  // the reads of the tile before
     for (int at = thread * kPieceBytes; at < kBytes; at += kLanes * kPieceBytes)
       *reinterpret_cast<uint4*>(stage + at) = uint4{0, 0, 0, 0};
-    sync_warp();
+    warp_sync();
     const int piece = piece_bytes(rows, bytes);
     for (int row = thread / kGroup; row < min(count, kTileRows); row += kLanes / kGroup)
       copy_plane<kGroup, kMost>(stage + row * kRowBytes,
@@ -33,9 +33,9 @@ struct WeightStage {
                                 thread % kGroup);
     copy_commit();
     copy_wait<0>();
-    sync_warp();
+    warp_sync();
   }
-  __device__ __forceinline__ uint4 read(int half, int chunk) const {
+  RNNFAST_DEVICE uint4 read(int half, int chunk) const {
     return *reinterpret_cast<const uint4*>(stage + (2 * lane.group + half) * kRowBytes + chunk * kChunkBytes +
                                            lane.member * kPieceBytes);
   }
@@ -54,7 +54,7 @@ struct TransposedWeights {
   int rows, columns;
 
   // This lane's 16 bytes of `column` in a chunk of the depth.
-  __device__ __forceinline__ uint4 read(Lane lane, int column, int chunk) const {
+  RNNFAST_DEVICE uint4 read(Lane lane, int column, int chunk) const {
     const int plane = chunk / kPlaneChunks;
     const int first = chunk % kPlaneChunks * kChunkElements + lane.member * kPieceElements;
     uint32_t words[4] = {};
