@@ -22,8 +22,13 @@ struct BatchTile {
   int steps;  // of the longest sequence: the loop's length
 
   RNNFAST_DEVICE BatchTile(const Shape& shape, int tile, int direction_)
-      : offsets(shape.offsets), lengths(shape.lengths), first(tile * kColumns), batch(shape.batch),
-        steps_in_all(shape.steps), direction(direction_), steps(0) {
+      : offsets(shape.offsets),
+        lengths(shape.lengths),
+        first(tile * kColumns),
+        batch(shape.batch),
+        steps_in_all(shape.steps),
+        direction(direction_),
+        steps(0) {
     for (int column = 0; column < kColumns; ++column) steps = max(steps, length(column));
   }
   RNNFAST_DEVICE int length(int column) const {
@@ -49,8 +54,7 @@ RNNFAST_DEVICE int piece_bytes(const void* base, int64_t distances) {
 
 // Copies `bytes` in pieces by a group of kGroup threads, this being number `member`. kMost: the largest `bytes`.
 template <int kGroup, int kMost>
-RNNFAST_DEVICE void copy_plane(unsigned char* to, const unsigned char* from, int bytes, int piece,
-                                           int member) {
+RNNFAST_DEVICE void copy_plane(unsigned char* to, const unsigned char* from, int bytes, int piece, int member) {
   if (piece == 16) {
 #pragma unroll
     for (int i = 0; i < (kMost + kGroup * 16 - 1) / (kGroup * 16); ++i) {
@@ -94,8 +98,10 @@ struct RowStream {
 
   // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
   RNNFAST_DEVICE RowStream(const Element* rows, int64_t row_size, int width)
-      : source(reinterpret_cast<const unsigned char*>(rows)), row_bytes(row_size * int(sizeof(Element))),
-        width_bytes(width * int(sizeof(Element))), piece(piece_bytes(rows, row_bytes | width_bytes)) {}
+      : source(reinterpret_cast<const unsigned char*>(rows)),
+        row_bytes(row_size * int(sizeof(Element))),
+        width_bytes(width * int(sizeof(Element))),
+        piece(piece_bytes(rows, row_bytes | width_bytes)) {}
 
   static RNNFAST_DEVICE int column() { return int(threadIdx.x) / kGroup % kColumns; }
 
@@ -116,8 +122,7 @@ struct RowStream {
 
   // Units unit and unit + 1 (unit even) of a plane.
   static RNNFAST_DEVICE float2 read(const unsigned char* stage, int column, int plane, int unit) {
-    return load_shared_pair<Element>(stage + column * kColumnBytes + plane * kPlaneBytes +
-                                     unit * int(sizeof(Element)));
+    return load_shared_pair<Element>(stage + column * kColumnBytes + plane * kPlaneBytes + unit * int(sizeof(Element)));
   }
 };
 
@@ -130,8 +135,8 @@ RNNFAST_DEVICE void zero_shared(unsigned char* to, int bytes, int threads) {
 // Zeros to the rows beyond each sequence's length, where those exist (padded input): [N, row_size], `size` elements
 // from `rows` on. A warp fills a row.
 template <class Element>
-RNNFAST_DEVICE void zero_tails(const BatchTile& tile, Element* rows, int64_t row_size, int64_t size,
-                                           Lane lane, int warps) {
+RNNFAST_DEVICE void zero_tails(const BatchTile& tile, Element* rows, int64_t row_size, int64_t size, Lane lane,
+                               int warps) {
   if (rows == nullptr || tile.lengths == nullptr || tile.offsets != nullptr) return;
   for (int column = 0; column < kColumns && tile.first + column < tile.batch; ++column)
     for (int t = tile.length(column) + lane.warp; t < tile.steps_in_all; t += warps) {

@@ -1,4 +1,5 @@
-// The two operands of a step's product: weights, which stay in registers, and state, which passes through shared memory.
+// The two operands of a step's product: weights, which stay in registers, and state, which passes through shared
+// memory.
 //
 // sum[16 rows, 8 columns] += weights[16, depth] state[depth, 8]. Rows are units (all gates of a unit in one lane),
 // columns are sequences of the batch. A warp multiplies tiles of 16 rows. Lane = 4 * group + member holds, of a tile,
@@ -112,7 +113,7 @@ struct WeightTiles {
           get_high(a, tile, fragment);
           Numbers::multiply(split[fragment % kSplits][tile], a, b0, b1);
           if constexpr (kHasLow) {
-            float(&small)[4] = correction[fragment % kCorrections][tile];
+            float (&small)[4] = correction[fragment % kCorrections][tile];
             Numbers::multiply(small, a, i ? b_low.z : b_low.x, i ? b_low.w : b_low.y);
             get_low(a, tile, fragment);
             Numbers::multiply(small, a, b0, b1);

@@ -4,6 +4,7 @@
 namespace rnnfast::cuda {
 
 template CtaResources cta_forward_resources<Product::kBfloat16>(const Shape&);
-template cudaError_t launch_cta_forward<Product::kBfloat16>(const ForwardLayer<ElementOf<Product::kBfloat16>>&, cudaStream_t);
+template cudaError_t launch_cta_forward<Product::kBfloat16>(const ForwardLayer<ElementOf<Product::kBfloat16>>&,
+                                                            cudaStream_t);
 
 }  // namespace rnnfast::cuda

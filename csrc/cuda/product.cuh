@@ -17,9 +17,8 @@ struct Arithmetic;
 template <class Element_>
 struct Arithmetic16 {
   using Element = Element_;
-  using Math = ApproximateMath;
-  static constexpr int kParts = 1;         // operands: high, and low where exact
-  static constexpr int kWordElements = 2;  // elements of a word
+  using Activations = std::conditional_t<std::is_same_v<Element, __nv_bfloat16>, ApproximateMath, ExactMath>;
+  static constexpr int kParts = 1;  // operands: high, and low where exact
 
   // Stores elements k and k + 1 (k even) of an operand; `to` is k's place.
   static RNNFAST_DEVICE void store_pair(unsigned char* to, int /*part_bytes*/, float first, float second) {
@@ -34,9 +33,8 @@ struct Arithmetic16 {
 template <bool kExact>
 struct Arithmetic32 {
   using Element = float;
-  using Math = AccurateMath;
+  using Activations = ExactMath;  // of forward; backward's are always exact
   static constexpr int kParts = kExact ? 2 : 1;
-  static constexpr int kWordElements = 1;
 
   static RNNFAST_DEVICE uint32_t high(uint32_t word) { return to_tf32(__uint_as_float(word)); }
   // What `high` leaves, rounded; the difference itself is exact.
@@ -84,7 +82,8 @@ RNNFAST_DEVICE float2 load_pair(const Element* row, int at, int size) {
   return {at < size ? to_float(row[at]) : 0.f, at + 1 < size ? to_float(row[at + 1]) : 0.f};
 }
 
-// The same stored. `aligned`: every row starts at a multiple of a pair and has an even size (one store in place of two).
+// The same stored. `aligned`: every row starts at a multiple of a pair and has an even size (one store in place of
+// two).
 template <class Element>
 RNNFAST_DEVICE void store_pair(Element* row, int at, int size, bool aligned, float first, float second) {
   if (at >= size) return;

@@ -1,7 +1,8 @@
 // Tier CTA, backward: the whole recurrence of 8 sequences and one direction in one CTA, against the direction's time.
 //
 // Shapes      As in tier_cta_fwd.cuh. Grid: x = batch tiles of 8, y = directions.
-// Ownership   A warp owns 16 units (two times 16 where H > 128); a lane owns 2 units x 2 sequences of them, the same as in
+// Ownership   A warp owns 16 units (two times 16 where H > 128); a lane owns 2 units x 2 sequences of them, the same as
+// in
 //             forward, and computes all gate gradients of those. W_hh^T lies in registers as the a operand of mma (16
 //             rows: units of h; depth: all gates of all units). dh, dc and c lie in registers (float); gate gradients
 //             pass through shared memory as the b operand, double-buffered.
@@ -12,7 +13,8 @@
 //             The ring is refilled in the shadow of the product, kStages steps ahead.
 // Why one     A buffer of gate gradients is written again two steps later; the barrier in between comes after its
 // barrier     reads. A slot of the ring is refilled after the barrier that follows its reads.
-// Stored      grad_gates (planes as in csrc/common/cell.h) and, projected, the gradient of the projected h: the gradients
+// Stored      grad_gates (planes as in csrc/common/cell.h) and, projected, the gradient of the projected h: the
+// gradients
 //             of weights, biases and x are products over all rows afterwards.
 // c and h'    belong to the previous step, so the ring brings them from the row that comes next; LSTM keeps c for
 //             one step. At a sequence's first step they are cx and hx.
@@ -26,8 +28,8 @@ namespace rnnfast::cuda {
 template <Product product, Cell cell, int kHidden, bool kProjected>
 struct CtaBackward {
   using Element = ElementOf<product>;
-  using Maths = CellMath<typename Arithmetic<product>::Math>;
-  static constexpr int kGates = gate_count(cell);        // planes that multiply W_hh
+  using Maths = CellMath<ExactMath>;
+  static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
   static constexpr int kSavedPlanes = saved_planes(cell);
   static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
   static constexpr int kBlocks = kHidden > 128 ? 2 : 1;  // of 16 units per warp
@@ -64,7 +66,6 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     cta_backward(const __grid_constant__ BackwardLayer<ElementOf<product>> layer) {
   using Plan = CtaBackward<product, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
-  using State = typename Plan::State;
   using GateGrads = typename Plan::GateGrads;
   constexpr int kBlocks = Plan::kBlocks;
   unsigned char* const shared = shared_memory();
@@ -124,7 +125,8 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     else
       return typename Plan::States(layer.output + direction * P, outputs, P);
   }();
-  const typename Plan::Outputs output_stream(layer.grad_output ? layer.grad_output + direction * P : nullptr, outputs, P);
+  const typename Plan::Outputs output_stream(layer.grad_output ? layer.grad_output + direction * P : nullptr, outputs,
+                                             P);
   const int gate_length = tile.length(Plan::Gates::column()), state_length = tile.length(Plan::States::column());
   const int output_length = tile.length(Plan::Outputs::column());
   const auto stage_of = [&](int step) { return shared + Plan::kRing + step % kStages * Plan::kStageBytes; };
@@ -147,7 +149,8 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
   copy_wait<kStages - 1>();
   block_sync();
 
-  const bool grads_aligned = pairs_aligned(layer.grad_gates, H), projected_aligned = pairs_aligned(layer.grad_projected, P);
+  const bool grads_aligned = pairs_aligned(layer.grad_gates, H),
+             projected_aligned = pairs_aligned(layer.grad_projected, P);
   const int grads_offset = GateGrads::lane_offset(lane);
   int64_t next_row = row_of(kStages), next_previous = row_of(kStages + 1);  // a step early: offsets come from memory
   for (int step = 0; step < tile.steps; ++step) {
@@ -211,8 +214,8 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
             grad[half][0] = d.n_x, grad[half][1] = d.r, grad[half][2] = d.z, grad[half][3] = d.n_h;
             carry[block][i] = d.carry;
           } else {
-            const auto d = Plan::Maths::lstm_backward(hidden[block][i], dc[block][i], g[0], g[1], g[2], g[3],
-                                                      c[block][i], s);
+            const auto d =
+                Plan::Maths::lstm_backward(hidden[block][i], dc[block][i], g[0], g[1], g[2], g[3], c[block][i], s);
             grad[half][0] = d.i, grad[half][1] = d.f, grad[half][2] = d.g, grad[half][3] = d.o;
             dc[block][i] = active[j] ? d.dc : dc[block][i];
             c[block][i] = has_previous[j] ? s : c[block][i];

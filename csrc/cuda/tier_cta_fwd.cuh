@@ -1,8 +1,11 @@
-// Tier CTA, forward: the whole recurrence of 8 sequences and one direction in one CTA, for weights that fit its registers.
+// Tier CTA, forward: the whole recurrence of 8 sequences and one direction in one CTA, for weights that fit its
+// registers.
 //
-// Shapes      H <= kHidden, the padded size: 32, 64, 96, 128 (RNN up to 256), in float 32, 64 (RNN 128). Padding is zero
+// Shapes      H <= kHidden, the padded size: 32, 64, 96, 128 (RNN up to 256), in float 32, 64 (RNN 128). Padding is
+// zero
 //             weights and zero gates_x, so padded units stay 0. Grid: x = batch tiles of 8, y = directions.
-// Ownership   A warp owns 16 units (two times 16 where H > 128) and all their gates; a lane owns 2 units x 2 sequences of
+// Ownership   A warp owns 16 units (two times 16 where H > 128) and all their gates; a lane owns 2 units x 2 sequences
+// of
 //             them. W_hh lies in registers as the a operand of mma for the whole sequence, h and c in registers of the
 //             lane that computes them (float), h also in shared memory as the b operand, double-buffered.
 // Projection  o tanh(c) passes through shared memory once more: 16 units of a warp become its 16 rows of W_hr, also in
@@ -24,7 +27,7 @@ namespace rnnfast::cuda {
 template <Product product, Cell cell, int kHidden, bool kProjected>
 struct CtaForward {
   using Element = ElementOf<product>;
-  using Maths = CellMath<typename Arithmetic<product>::Math>;
+  using Maths = CellMath<typename Arithmetic<product>::Activations>;
   static constexpr int kGates = gate_count(cell);
   static constexpr int kBlocks = kHidden > 128 ? 2 : 1;  // of 16 units per warp
   static constexpr int kWarps = kHidden / (kTileRows * kBlocks);
@@ -141,7 +144,7 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int i = 2 * half + j;
-          float(&g)[4] = gate[block][i];
+          float (&g)[4] = gate[block][i];
 #pragma unroll
           for (int m = 0; m < kGates; ++m) g[m] = half ? x[m].y : x[m].x;
 #pragma unroll
@@ -173,8 +176,8 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
       for (int j = 0; j < 2; ++j) {
         h[block][j] = active[j] ? value[block][j] : h[block][j];
         h[block][2 + j] = active[j] ? value[block][2 + j] : h[block][2 + j];
-        State::store_pair(shared + Plan::kStates + (step + 1) % 2 * State::kBytes, column + j, unit(block),
-                          h[block][j], h[block][2 + j]);
+        State::store_pair(shared + Plan::kStates + (step + 1) % 2 * State::kBytes, column + j, unit(block), h[block][j],
+                          h[block][2 + j]);
       }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block)

@@ -14,7 +14,7 @@ struct WeightStage {
   // 32 more than a multiple of 64: rows 2 apart, which 8 lanes read together, lie 64 bytes apart in the banks.
   static constexpr int kRowBytes = round_up(kMost, 64) + 32;
   static constexpr int kBytes = kTileRows * kRowBytes;
-  static constexpr int kGroup = copy_group(kMost, kLanes * kColumns);
+  static constexpr int kGroup = copy_group(kMost, kLanes* kColumns);
 
   unsigned char* stage;  // this warp's kBytes
   Lane lane;
