@@ -75,7 +75,7 @@ RNNFAST_DEVICE void copy_plane(unsigned char* to, const unsigned char* from, int
 
 // How many neighbouring threads copy one plane: a power of two, with the number of groups a multiple of kColumns, such
 // that a thread copies from one column only.
-constexpr int copy_group(int plane_bytes, int threads) {
+RNNFAST_INLINE constexpr int copy_group(int plane_bytes, int threads) {
   int group = kLanes;
   while (group > 1 && (group * kPieceBytes > plane_bytes || threads % (group * kColumns) != 0)) group /= 2;
   return group;

@@ -19,8 +19,8 @@ constexpr int kLanes = 32;
 constexpr int kPieceBytes = 16;  // the widest load, store and cp.async
 constexpr int kChunkBytes = 64;  // depth that one 16-byte load per lane covers: two mmas
 
-constexpr int max_of(int a, int b) { return a > b ? a : b; }
-constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+RNNFAST_INLINE constexpr int max_of(int a, int b) { return a > b ? a : b; }
+RNNFAST_INLINE constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 struct Lane {
   int warp = int(threadIdx.x) / kLanes;
@@ -84,14 +84,16 @@ struct WeightTiles {
     shared = weights + lane.warp * (kSharedBytes / kWarps) + int(threadIdx.x) % kLanes * kPieceBytes;
   }
 
-  // read(half, chunk) gives this lane's 16 bytes of a row of the tile: 4 words of weights as they are in memory.
+  // Chunks first_chunk ... of a tile; read(chunk, first, second), counted from there, gives this lane's 16 bytes of its
+  // two rows: 4 words of weights each, as they are in memory.
   template <class Read>
-  RNNFAST_DEVICE void load(int tile, Read read) {
+  RNNFAST_DEVICE void load(int tile, int first_chunk, int chunks, Read read) {
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const uint4 first = read(0, chunk), second = read(1, chunk);
-      put(tile, 2 * chunk, first.x, second.x, first.y, second.y);
-      put(tile, 2 * chunk + 1, first.z, second.z, first.w, second.w);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      uint4 first, second;
+      read(chunk, first, second);
+      put(tile, 2 * (first_chunk + chunk), first.x, second.x, first.y, second.y);
+      put(tile, 2 * (first_chunk + chunk) + 1, first.z, second.z, first.w, second.w);
     }
   }
 

@@ -41,6 +41,8 @@ struct CtaBackward {
   using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps>;
   using ProjectedGrads = Operand<product, kHidden>;
   using Projection = WeightTiles<product, 1, kHidden, kWarps, true>;
+  using Stage = ColumnStage<product, kHidden>;
+  static constexpr int kPlaneChunks = kHidden * int(sizeof(Element)) / kChunkBytes;
 
   // What the cell's derivative needs: saved gates (not RNN), then LSTM c of the previous step, GRU h of the previous
   // step, RNN h of the step itself.
@@ -53,12 +55,13 @@ struct CtaBackward {
   static constexpr int kOutputsAt = kStatesAt + States::kStageBytes;
   static constexpr int kStageBytes = kOutputsAt + Outputs::kStageBytes;
 
-  // Shared memory: weights that are kept there, operands, ring.
+  // Shared memory: weights that are kept there, then (in turn) the stages of weights, or operands and ring.
   static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
   static constexpr int kGateGrads = kProjectionWeights + (kProjected ? Projection::kSharedBytes : 0);
   static constexpr int kProjectedGrads = kGateGrads + 2 * GateGrads::kBytes;
   static constexpr int kRing = kProjectedGrads + (kProjected ? ProjectedGrads::kBytes : 0);
-  static constexpr int kSharedBytes = kRing + kStages * kStageBytes;
+  static constexpr int kEnd = kRing + kStages * kStageBytes;
+  static constexpr int kSharedBytes = max_of(kEnd, kGateGrads + kWarps * Stage::kBytes);
 };
 
 template <Product product, Cell cell, int kHidden, bool kProjected>
@@ -80,18 +83,27 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
 
   typename Plan::Recurrent recurrent;
   typename Plan::Projection projection;
-  recurrent.place(shared, lane);
+  {
+    using Stage = typename Plan::Stage;
+    unsigned char* const stage = shared + Plan::kGateGrads + lane.warp * Stage::kBytes;
+    const auto read = [&](int chunk, uint4& first, uint4& second) { Stage::read(stage, lane, chunk, first, second); };
+    recurrent.place(shared, lane);
 #pragma unroll
-  for (int block = 0; block < kBlocks; ++block) {
-    const TransposedWeights<product, kHidden> source{weights.weight_hh, H, P};
-    recurrent.load(block, [&](int half, int chunk) { return source.read(lane, unit(block) + half, chunk); });
+    for (int i = 0; i < kBlocks * Plan::kGates; ++i) {
+      const int block = i / Plan::kGates, plane = i % Plan::kGates;
+      const int column = (lane.warp * kBlocks + block) * kTileRows;
+      Stage::fill(stage, weights.weight_hh + int64_t(plane) * H * P + column, P, H, P - column);
+      recurrent.load(block, plane * Plan::kPlaneChunks, Plan::kPlaneChunks, read);
+    }
+    if constexpr (kProjected) {
+      const int column = lane.warp * kTileRows;
+      projection.place(shared + Plan::kProjectionWeights, lane);
+      Stage::fill(stage, weights.weight_hr + column, H, P, H - column);
+      projection.load(0, 0, Plan::kPlaneChunks, read);
+    }
   }
-  if constexpr (kProjected) {
-    const TransposedWeights<product, kHidden> source{weights.weight_hr, P, H};
-    projection.place(shared + Plan::kProjectionWeights, lane);
-    projection.load(0, [&](int half, int chunk) { return source.read(lane, unit(0) + half, chunk); });
-  }
-  zero_shared(shared + Plan::kGateGrads, Plan::kSharedBytes - Plan::kGateGrads, Plan::kThreads);
+  block_sync();
+  zero_shared(shared + Plan::kGateGrads, Plan::kEnd - Plan::kGateGrads, Plan::kThreads);
   block_sync();
 
   // The lane's sequences are columns 2 * member + {0, 1}; arrays of 4 run over [unit half][column], as an mma's sums.

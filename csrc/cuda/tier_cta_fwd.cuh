@@ -38,7 +38,7 @@ struct CtaForward {
   using Gates = RowStream<Element, kGates, kHidden, kThreads>;
   using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps>;
   using Projection = WeightTiles<product, 1, kHidden, kWarps>;
-  using Stage = WeightStage<product, kHidden>;
+  using Stage = RowStage<product, kHidden>;
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or operands and ring.
   static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
@@ -68,19 +68,21 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
   typename Plan::Recurrent recurrent;
   typename Plan::Projection projection;
   {
-    const typename Plan::Stage stage{shared + Plan::kStates + lane.warp * Plan::Stage::kBytes, lane};
-    const auto read = [&](int half, int chunk) { return stage.read(half, chunk); };
+    using Stage = typename Plan::Stage;
+    unsigned char* const stage = shared + Plan::kStates + lane.warp * Stage::kBytes;
+    const auto read = [&](int chunk, uint4& first, uint4& second) { Stage::read(stage, lane, chunk, first, second); };
     recurrent.place(shared, lane);
 #pragma unroll
     for (int i = 0; i < kGates * kBlocks; ++i) {
       const int row = (lane.warp * kBlocks + i / kGates) * kTileRows;
-      stage.fill(weights.weight_hh + (int64_t(i % kGates) * H + row) * P, H - row, P);
-      recurrent.load(i, read);
+      Stage::fill(stage, weights.weight_hh + (int64_t(i % kGates) * H + row) * P, H - row, P);
+      recurrent.load(i, 0, Plan::Recurrent::kChunks, read);
     }
     if constexpr (kProjected) {
+      const int row = lane.warp * kTileRows;
       projection.place(shared + Plan::kProjectionWeights, lane);
-      stage.fill(weights.weight_hr + int64_t(lane.warp) * kTileRows * H, P - lane.warp * kTileRows, H);
-      projection.load(0, read);
+      Stage::fill(stage, weights.weight_hr + int64_t(row) * H, P - row, H);
+      projection.load(0, 0, Plan::Projection::kChunks, read);
     }
   }
   block_sync();

@@ -40,7 +40,7 @@ inline dim3 cta_grid(const Shape& shape) {
 
 template <Product product>
 CtaResources cta_forward_resources(const Shape& shape) {
-  return with_cta_kernel<product>(shape, []<Cell cell, int kHidden, bool kProjected>() {
+  return with_cta_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
     using Plan = CtaForward<product, cell, kHidden, kProjected>;
     return CtaResources{Plan::kThreads, Plan::kSharedBytes};
   });
@@ -48,7 +48,7 @@ CtaResources cta_forward_resources(const Shape& shape) {
 
 template <Product product>
 CtaResources cta_backward_resources(const Shape& shape) {
-  return with_cta_kernel<product>(shape, []<Cell cell, int kHidden, bool kProjected>() {
+  return with_cta_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
     using Plan = CtaBackward<product, cell, kHidden, kProjected>;
     return CtaResources{Plan::kThreads, Plan::kSharedBytes};
   });

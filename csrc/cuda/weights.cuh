@@ -1,74 +1,88 @@
 // How weights come from global memory into WeightTiles: as they are (forward) or transposed (backward).
+//
+// Through shared memory, a warp for itself: so rows are read whole and whatever their alignment, padding is zero, and a
+// lane then finds what it needs. Used before the loop over time, in space that belongs to operands and ring later.
 #pragma once
 
 #include "batch_tile.cuh"
 
 namespace rnnfast::cuda {
 
-// A warp's 16 rows of weights in shared memory: the way on which they are read by whole rows and whatever their
-// alignment, and come out as the 16 bytes that a lane needs. Used once per tile, before the loop over time.
+// Copies `count` rows of `width` elements, `stride` elements apart, to stage + place(row), and zeros the rest of the
+// stage. kMost: the largest width in bytes. By one warp.
+template <int kMost, class Element, class Place>
+RNNFAST_DEVICE void stage_rows(unsigned char* stage, int stage_bytes, const Element* rows, int stride, int count,
+                               int width, Place place) {
+  constexpr int kGroup = copy_group(kMost, kLanes * kColumns), kSize = int(sizeof(Element));
+  const int lane = int(threadIdx.x) % kLanes;
+  warp_sync();  // the reads of the tile before
+  for (int at = lane * kPieceBytes; at < stage_bytes; at += kLanes * kPieceBytes)
+    *reinterpret_cast<uint4*>(stage + at) = uint4{0, 0, 0, 0};
+  warp_sync();
+  const int piece = piece_bytes(rows, (stride | width) * kSize);
+  for (int row = lane / kGroup; row < count; row += kLanes / kGroup)
+    copy_plane<kGroup, kMost>(stage + place(row), reinterpret_cast<const unsigned char*>(rows + int64_t(row) * stride),
+                              width * kSize, piece, lane % kGroup);
+  copy_commit();
+  copy_wait<0>();
+  warp_sync();
+}
+
+// A tile's 16 rows of weights.
 template <Product product, int kDepth>
-struct WeightStage {
+struct RowStage {
   using Element = ElementOf<product>;
   static constexpr int kMost = kDepth * int(sizeof(Element));
   // 32 more than a multiple of 64: rows 2 apart, which 8 lanes read together, lie 64 bytes apart in the banks.
   static constexpr int kRowBytes = round_up(kMost, 64) + 32;
   static constexpr int kBytes = kTileRows * kRowBytes;
-  static constexpr int kGroup = copy_group(kMost, kLanes* kColumns);
 
-  unsigned char* stage;  // this warp's kBytes
-  Lane lane;
-
-  // Rows 0 ... count - 1 (at most 16) of `width` elements each; zeros elsewhere.
-  RNNFAST_DEVICE void fill(const Element* rows, int count, int width) const {
-    const int thread = int(threadIdx.x) % kLanes, bytes = width * int(sizeof(Element));
-    warp_sync();  // the reads of the tile before
-    for (int at = thread * kPieceBytes; at < kBytes; at += kLanes * kPieceBytes)
-      *reinterpret_cast<uint4*>(stage + at) = uint4{0, 0, 0, 0};
-    warp_sync();
-    const int piece = piece_bytes(rows, bytes);
-    for (int row = thread / kGroup; row < min(count, kTileRows); row += kLanes / kGroup)
-      copy_plane<kGroup, kMost>(stage + row * kRowBytes,
-                                reinterpret_cast<const unsigned char*>(rows) + int64_t(row) * bytes, bytes, piece,
-                                thread % kGroup);
-    copy_commit();
-    copy_wait<0>();
-    warp_sync();
+  // Rows `rows` ... of [.., width], of which `count` exist.
+  static RNNFAST_DEVICE void fill(unsigned char* stage, const Element* rows, int count, int width) {
+    stage_rows<kMost>(stage, kBytes, rows, width, min(count, kTileRows), width,
+                      [](int row) { return row * kRowBytes; });
   }
-  RNNFAST_DEVICE uint4 read(int half, int chunk) const {
-    return *reinterpret_cast<const uint4*>(stage + (2 * lane.group + half) * kRowBytes + chunk * kChunkBytes +
-                                           lane.member * kPieceBytes);
+  // The lane's 16 bytes of the tile's two rows that it holds.
+  static RNNFAST_DEVICE void read(const unsigned char* stage, Lane lane, int chunk, uint4& first, uint4& second) {
+    const unsigned char* at = stage + 2 * lane.group * kRowBytes + chunk * kChunkBytes + lane.member * kPieceBytes;
+    first = *reinterpret_cast<const uint4*>(at);
+    second = *reinterpret_cast<const uint4*>(at + kRowBytes);
   }
 };
 
-// Transposed weights: the row of a tile is a column of [kPlanes * rows, columns], its depth runs over the rows of each
-// plane, padded to kRows. The 8 groups of a warp read neighbouring columns: whole 32-byte sectors, so no staging.
-template <Product product, int kRows>
-struct TransposedWeights {
+// A tile of transposed weights: 16 columns of up to kDepth rows, the depth.
+template <Product product, int kDepth>
+struct ColumnStage {
   using Element = ElementOf<product>;
-  static constexpr int kPieceElements = kPieceBytes / int(sizeof(Element));
-  static constexpr int kChunkElements = kChunkBytes / int(sizeof(Element));
-  static constexpr int kPlaneChunks = kRows / kChunkElements;
+  static constexpr int kMost = kTileRows * int(sizeof(Element));
+  static constexpr int kRun = kPieceBytes / int(sizeof(Element));  // neighbouring rows of one lane
+  // 32 more than a multiple of 128: the runs of the 4 members lie side by side in the banks.
+  static constexpr int kRunBytes = kRun * kMost + 32;
+  static constexpr int kBytes = kDepth / kRun * kRunBytes;
 
-  const Element* weight;
-  int rows, columns;
-
-  // This lane's 16 bytes of `column` in a chunk of the depth.
-  RNNFAST_DEVICE uint4 read(Lane lane, int column, int chunk) const {
-    const int plane = chunk / kPlaneChunks;
-    const int first = chunk % kPlaneChunks * kChunkElements + lane.member * kPieceElements;
-    uint32_t words[4] = {};
+  // Columns `columns` ... of [count, stride], of which `width` exist.
+  static RNNFAST_DEVICE void fill(unsigned char* stage, const Element* columns, int stride, int count, int width) {
+    stage_rows<kMost>(stage, kBytes, columns, stride, width > 0 ? count : 0, min(width, kTileRows),
+                      [](int row) { return row / kRun * kRunBytes + row % kRun * kMost; });
+  }
+  // The lane's kRun rows of a chunk of the depth, of its two columns.
+  static RNNFAST_DEVICE void read(const unsigned char* stage, Lane lane, int chunk, uint4& first, uint4& second) {
+    const unsigned char* run = stage + (chunk * 4 + lane.member) * kRunBytes + lane.group * 2 * int(sizeof(Element));
+    uint32_t words[2][4];
 #pragma unroll
-    for (int i = 0; i < kPieceElements; ++i) {
-      const int row = first + i;
-      if (row >= rows || column >= columns) continue;
-      const Element* at = weight + (int64_t(plane) * rows + row) * columns + column;
-      if constexpr (sizeof(Element) == 2)
-        words[i / 2] |= uint32_t(*reinterpret_cast<const uint16_t*>(at)) << (i % 2 * 16);
-      else
-        words[i] = __float_as_uint(*at);
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(Element) == 2) {
+        const uint32_t even = *reinterpret_cast<const uint32_t*>(run + 2 * i * kMost);
+        const uint32_t odd = *reinterpret_cast<const uint32_t*>(run + (2 * i + 1) * kMost);
+        words[0][i] = (even & 0xFFFF) | odd << 16;
+        words[1][i] = even >> 16 | (odd & 0xFFFF0000);
+      } else {
+        const uint2 both = *reinterpret_cast<const uint2*>(run + i * kMost);
+        words[0][i] = both.x, words[1][i] = both.y;
+      }
     }
-    return {words[0], words[1], words[2], words[3]};
+    first = {words[0][0], words[0][1], words[0][2], words[0][3]};
+    second = {words[1][0], words[1][1], words[1][2], words[1][3]};
   }
 };
 
