@@ -52,18 +52,18 @@ RNNFAST_DEVICE int piece_bytes(const void* base, int64_t distances) {
   return int(bits & -bits);
 }
 
-// Copies `bytes` in pieces by a group of kGroup threads, this being number `member`. kMost: the largest `bytes`.
+// A thread's part of a plane that kGroup threads copy in turns, piece by piece: from its first piece on, `bytes` before
+// the plane's end. kMost: the most bytes of a plane.
 template <int kGroup, int kMost>
-RNNFAST_DEVICE void copy_plane(unsigned char* to, const unsigned char* from, int bytes, int piece, int member) {
-  if (piece == 16) {
+RNNFAST_DEVICE void copy_plane(unsigned char* to, const unsigned char* from, int bytes, int piece) {
+  if (piece == kPieceBytes) {
 #pragma unroll
-    for (int i = 0; i < (kMost + kGroup * 16 - 1) / (kGroup * 16); ++i) {
-      const int at = (i * kGroup + member) * 16;
-      if (at < bytes) copy_async<16>(to + at, from + at);
-    }
+    for (int at = 0; at < kMost; at += kGroup * kPieceBytes)
+      if (at < bytes) copy_async<kPieceBytes>(to + at, from + at);
     return;
   }
-  for (int at = member * piece; at < bytes; at += kGroup * piece) {
+#pragma unroll 1
+  for (int at = 0; at < bytes; at += kGroup * piece) {
     if (piece == 8)
       copy_async<8>(to + at, from + at);
     else if (piece == 4)
@@ -92,32 +92,34 @@ struct RowStream {
   static constexpr int kGroups = kThreads / kGroup;
   static_assert(kThreads % kGroup == 0 && kGroups % kColumns == 0);
 
-  const unsigned char* source;  // the tile's first row, number 0; null: nothing to copy
-  int64_t row_bytes;
-  int width_bytes, piece;
+  const unsigned char* source;  // this thread's first piece in row 0 of the tile; null: nothing to copy
+  int row_bytes, width_bytes, piece;
 
   // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
-  RNNFAST_DEVICE RowStream(const Element* rows, int64_t row_size, int width)
-      : source(reinterpret_cast<const unsigned char*>(rows)),
-        row_bytes(row_size * int(sizeof(Element))),
+  RNNFAST_DEVICE RowStream(const Element* rows, int row_size, int width)
+      : row_bytes(row_size * int(sizeof(Element))),
         width_bytes(width * int(sizeof(Element))),
-        piece(piece_bytes(rows, row_bytes | width_bytes)) {}
+        piece(piece_bytes(rows, row_bytes | width_bytes)) {
+    source = reinterpret_cast<const unsigned char*>(rows);
+    if (rows) source += column() * int64_t(row_bytes) + first_plane() * width_bytes + member() * piece;
+  }
 
   static RNNFAST_DEVICE int column() { return int(threadIdx.x) / kGroup % kColumns; }
+  static RNNFAST_DEVICE int first_plane() { return int(threadIdx.x) / kGroup / kColumns; }
+  static RNNFAST_DEVICE int member() { return int(threadIdx.x) % kGroup; }
 
   // Begins to copy this thread's part of column column(): `row` is that of the tile's first sequence.
   RNNFAST_DEVICE void fetch(unsigned char* stage, int64_t row, bool wanted) const {
     if (!wanted || source == nullptr) return;
-    const int group = int(threadIdx.x) / kGroup, member = int(threadIdx.x) % kGroup;
-    const unsigned char* from = source + (row + column()) * row_bytes;
-    unsigned char* to = stage + column() * kColumnBytes;
+    constexpr int kPlaneStep = kGroups / kColumns;
+    const unsigned char* from = source + row * row_bytes;
+    unsigned char* to = stage + column() * kColumnBytes + first_plane() * kPlaneBytes + member() * piece;
+    const int bytes = width_bytes - member() * piece;
 #pragma unroll
-    for (int i = 0; i < (kPlanes * kColumns + kGroups - 1) / kGroups; ++i) {
-      const int plane = i * (kGroups / kColumns) + group / kColumns;
-      if (plane < kPlanes)
-        copy_plane<kGroup, kPlaneBytes>(to + plane * kPlaneBytes, from + plane * width_bytes, width_bytes, piece,
-                                        member);
-    }
+    for (int i = 0; i < (kPlanes + kPlaneStep - 1) / kPlaneStep; ++i)
+      if (i * kPlaneStep + first_plane() < kPlanes)
+        copy_plane<kGroup, kPlaneBytes>(to + i * kPlaneStep * kPlaneBytes, from + i * kPlaneStep * width_bytes, bytes,
+                                        piece);
   }
 
   // Units unit and unit + 1 (unit even) of a plane.

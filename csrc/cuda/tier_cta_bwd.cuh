@@ -164,7 +164,6 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
   const bool grads_aligned = pairs_aligned(layer.grad_gates, H),
              projected_aligned = pairs_aligned(layer.grad_projected, P);
   const int grads_offset = GateGrads::lane_offset(lane);
-  int64_t next_row = row_of(kStages), next_previous = row_of(kStages + 1);  // a step early: offsets come from memory
   for (int step = 0; step < tile.steps; ++step) {
     const int t = tile.time(step, true), previous = tile.time(step + 1, true);
     const int64_t row = first_row + tile.row(t) + column;
@@ -246,11 +245,10 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     copy_wait<kStages - 2>();  // the next step's stage
     block_sync();
 
+    const int64_t ahead = row_of(step + kStages), previous_ahead = row_of(step + kStages + 1);  // from memory
     float sum[kBlocks][4];
     recurrent.multiply(sum, operand, grads_offset);
-    fetch(step + kStages, next_row, next_previous);
-    next_row = next_previous;
-    next_previous = row_of(step + kStages + 2);
+    fetch(step + kStages, ahead, previous_ahead);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block)
 #pragma unroll

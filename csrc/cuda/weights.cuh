@@ -20,9 +20,12 @@ RNNFAST_DEVICE void stage_rows(unsigned char* stage, int stage_bytes, const Elem
     *reinterpret_cast<uint4*>(stage + at) = uint4{0, 0, 0, 0};
   warp_sync();
   const int piece = piece_bytes(rows, (stride | width) * kSize);
+  const int first = lane % kGroup * piece;
+#pragma unroll 1
   for (int row = lane / kGroup; row < count; row += kLanes / kGroup)
-    copy_plane<kGroup, kMost>(stage + place(row), reinterpret_cast<const unsigned char*>(rows + int64_t(row) * stride),
-                              width * kSize, piece, lane % kGroup);
+    copy_plane<kGroup, kMost>(stage + place(row) + first,
+                              reinterpret_cast<const unsigned char*>(rows + int64_t(row) * stride) + first,
+                              width * kSize - first, piece);
   copy_commit();
   copy_wait<0>();
   warp_sync();

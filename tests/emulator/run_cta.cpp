@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "tier_cta.h"
+#include "cuda/tier_cta.h"
 
 namespace rnnfast::cuda {
 namespace {
