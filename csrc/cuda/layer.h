@@ -82,4 +82,15 @@ enum class Product {
   kExact,     // float, as accurate as float32 sums
 };
 
+constexpr bool is_16_bit(Product product) { return product == Product::kBfloat16 || product == Product::kHalf; }
+
+// Projections always shrink: PyTorch wants proj_size < hidden_size.
+inline bool is_projected(const Shape& shape) { return shape.output_size < shape.hidden_size; }
+
+// The largest H of tier CTA: up to 128 registers of each of 8 warps hold weights. A float takes a whole register, and a
+// second one or shared memory for its low part where products are exact.
+constexpr int cta_largest_hidden(Product product, Cell cell) {
+  return (cell == Cell::kRnn ? 256 : 128) / (is_16_bit(product) ? 1 : 2);
+}
+
 }  // namespace rnnfast::cuda

@@ -1,6 +1,7 @@
 """Builds programs and libraries that run csrc/cuda on the CPU: a kernel's source and the emulator, through g++.
 
-The result lies in build/emulator/ under a name made of everything that went into it, and is made again only if that changes.
+The result lies in build/emulator/ under a name made of everything that went into it, and is made
+again only if that changes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ ROOT = EMULATOR.parent.parent
 BUILD = ROOT / "build" / "emulator"
 RUNTIME = [EMULATOR / f"{name}.cpp" for name in ("fiber", "schedule", "runtime", "memory", "warp")]
 
-# No contraction: a test may compare bits with a host loop. Uninitialised locals get a pattern, not what was there before.
+# No contraction: a test may compare bits with a host loop. Uninitialised locals get a pattern, not what lay there.
 FLAGS = ["-std=c++20", "-fPIC", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
 KERNEL_FLAGS = ["-DRNNFAST_EMULATOR", "-ftrivial-auto-var-init=pattern", f"-I{EMULATOR.parent}", f"-I{ROOT / 'csrc'}"]
-SANITIZERS = {None: [], "address": ["-fsanitize=address"], "thread": ["-fsanitize=thread"]}
+# "address" also finds what the hardware traps on and a CPU does not: vectors at addresses that are no multiple of them.
+SANITIZERS = {
+    None: [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
 
 
 def compiler() -> str:
@@ -59,7 +65,7 @@ def _object(source: Path, flags: list[str], inputs: list[Path]) -> Path:
 def build(sources: list[Path], sanitizer: str | None = None, shared: bool = False, flags: tuple[str, ...] = ()) -> Path:
     """A program (or, if `shared`, a library) of `sources`, csrc's headers and the runtime.
 
-    `sanitizer`: None, "address" or "thread". The runtime is never built with -fsanitize=thread (tests/emulator/fiber.h).
+    `sanitizer`: None, "address" or "thread"; the runtime is never built with -fsanitize=thread (see fiber.h).
     """
     headers = [*EMULATOR.glob("*.h"), *EMULATOR.glob("*.cuh"), *(ROOT / "csrc").glob("c*/*.*h")]
     sanitize = SANITIZERS[sanitizer]
@@ -70,3 +76,15 @@ def build(sources: list[Path], sanitizer: str | None = None, shared: bool = Fals
     link = [*sanitize, *(["-shared"] if shared else [])]
     name = f"{sources[0].stem}-{_digest(objects, link)}{'.so' if shared else ''}"
     return _made(BUILD / name, [compiler(), *link, *map(str, objects)])
+
+
+def run(program: Path, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Runs a program of build(); what sanitizers report is in stderr, and the exit status is not 0."""
+    command = [str(program), *map(str, arguments)]
+    # Kernels that an error stopped leave their locals behind: no leak check.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": timeout}
+    result = subprocess.run(command, **options)
+    if "unexpected memory mapping" in result.stderr:  # TSan of older compilers, where addresses are random
+        result = subprocess.run(["setarch", "-R", *command], **options)
+    return result

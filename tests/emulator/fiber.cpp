@@ -87,7 +87,7 @@ size_t colour(size_t index) { return index % 61 * 192; }
 
 char* reserve_stacks(size_t count) {
   if (count <= stack_count) return stacks;
-  if (stacks) munmap(stacks, stack_count * kStackBytes);
+  if (stacks) release_stacks();
   void* memory =
       mmap(nullptr, count * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   stacks = memory == MAP_FAILED ? nullptr : static_cast<char*>(memory);
@@ -98,13 +98,17 @@ char* reserve_stacks(size_t count) {
   return stacks;
 }
 
-void forget_frames(size_t count) {
-  if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(stacks, count * kStackBytes);
+void release_stacks() {
+  munmap(stacks, stack_count * kStackBytes);
+  stacks = nullptr;
+  stack_count = 0;
 }
 
 void prepare_fiber(Fiber& fiber, char* stack, size_t index, void (*entry)()) {
   fiber = {};
   fiber.stack = stack;
+  // Red zones of the frames that the stack's previous user never left.
+  if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(stack, kStackBytes);
   if (__tsan_create_fiber) fiber.tsan_thread = __tsan_create_fiber(0);
 #if defined(RNNFAST_FIBER_UCONTEXT)
   getcontext(&fiber.context);
@@ -141,8 +145,16 @@ void switch_fiber(Fiber& from, Fiber& to) {
 
 void enter_fiber() { finish_switch(nullptr); }
 
-void destroy_fiber(Fiber& fiber) {
-  if (__tsan_destroy_fiber) __tsan_destroy_fiber(fiber.tsan_thread);
+void destroy_fiber(Fiber& fiber, Fiber& caller, void* tag) {
+  if (!__tsan_destroy_fiber) return;
+  if (fiber.finished) {
+    __tsan_destroy_fiber(fiber.tsan_thread);
+    return;
+  }
+  // TSan ends the process when a fiber goes that was stopped inside the runtime, ignored accesses and all: it stays.
+  __tsan_switch_to_fiber(fiber.tsan_thread, 1);
+  __tsan_release(tag);
+  __tsan_switch_to_fiber(caller.tsan_thread, 1);
 }
 
 void release(void* tag) {

@@ -37,15 +37,14 @@ void switch_fiber(Fiber& from, Fiber& to);
 // Must be the first statement of `entry`.
 void enter_fiber();
 
-// Frees what TSan keeps for a finished fiber.
-void destroy_fiber(Fiber& fiber);
+// Called by `caller` for a fiber that has finished or will never be resumed. What it did was before whoever acquires
+// `tag`.
+void destroy_fiber(Fiber& fiber, Fiber& caller, void* tag);
 
 // Memory for `count` stacks, kept from launch to launch; each has an inaccessible page below it where there are not too
-// many.
+// many. After an error some fibers never end: their stacks are given back, so that nobody inherits what TSan knows.
 char* reserve_stacks(size_t count);
-
-// The frames of fibers that will never be resumed are gone: their red zones must not hit the next user of the stacks.
-void forget_frames(size_t count);
+void release_stacks();
 
 // --- TSan: ordering that a primitive gives, and accesses that the runtime makes for a thread. No-ops without TSan.
 void release(void* tag);

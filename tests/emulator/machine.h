@@ -60,6 +60,9 @@ Thread* next_thread();  // null when nobody can run
 void demote(Warp* warp);
 uint64_t random_below(uint64_t limit);
 
+// Ends the launch with an Error that blames no thread.
+[[noreturn]] void end_launch(const std::string& message);
+
 // Leaves the running thread until somebody makes it ready.
 void block_thread(const char* waits_for);
 

@@ -57,12 +57,12 @@ void deliver(size_t index) {
   const Store store = stores[index];
   stores[index] = stores.back();
   stores.pop_back();
-  if (store.block->live == 0) fail("store_async arrives at a block that has exited");
+  if (store.block->live == 0) end_launch("store_async arrives at a block that has exited");
   std::memcpy(store.destination, store.value, store.bytes);
   Mbarrier& barrier = find_barrier(store.barrier);
   barrier.bytes -= store.bytes;
   // Bytes may come before they are announced, but only in a phase that still misses the announcement.
-  if (barrier.pending == 0 && barrier.bytes < 0) fail("mbarrier: more bytes arrived than were expected");
+  if (barrier.pending == 0 && barrier.bytes < 0) end_launch("mbarrier: more bytes arrived than were expected");
   progress();
   complete_phase(barrier);
 }

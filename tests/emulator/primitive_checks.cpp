@@ -10,7 +10,7 @@ namespace {
 using namespace rnnfast::cuda;
 using namespace rnnfast::cuda::test;
 
-std::string text;
+thread_local std::string text;
 
 template <class Body>
 int guarded(Body body) {
@@ -99,6 +99,10 @@ int check_group(int blocks, int meetings, int cooperative, uint32_t* counter, ui
 int check_poll(int blocks, int cooperative, uint4* mail, int* gave_up) {
   return guarded(
       [&] { return launch(poll_kernel, dim3(blocks), dim3(32), 1, cooperative, 0, nullptr, mail, gave_up); });
+}
+
+int check_order(int* first) {
+  return guarded([&] { return launch(order_kernel, dim3(2), dim3(32), 2, false, 64, nullptr, first); });
 }
 
 int check_misuse(int kind) {

@@ -128,6 +128,35 @@ __global__ void exchange_kernel(int ranks, int rounds, uint32_t* out) {
   }
 }
 
+// Block 0 sends to two mbarriers of block 1, one after the other: *first is the one that completed first.
+__global__ void order_kernel(int* first) {
+  if constexpr (RNNFAST_ARCH >= 900) {
+    Barrier* barriers = reinterpret_cast<Barrier*>(shared_memory());
+    const bool receives = cluster_rank() == 1 && threadIdx.x == 0;
+    if (receives) {
+      for (int i = 0; i < 2; ++i) barrier_init(barriers + i, 1);
+      barrier_init_fence();
+      for (int i = 0; i < 2; ++i) barrier_arrive_expect(barriers + i, 8);
+    }
+    cluster_arrive();
+    cluster_wait();
+    if (cluster_rank() == 0 && threadIdx.x == 0) {
+      for (int i = 0; i < 2; ++i) {
+        store_async(map_to_rank(shared_memory() + 16 + 8 * i, 1), make_uint2(1, 2), map_to_rank(barriers + i, 1));
+      }
+    }
+    if (receives) {
+      Spin spin;
+      for (*first = -1; *first < 0; spin.again()) {
+        for (int i = 0; i < 2; ++i) {
+          if (*first < 0 && barrier_try_wait(barriers + i, 0)) *first = i;
+        }
+      }
+      barrier_wait(barriers + 1 - *first, 0);
+    }
+  }
+}
+
 // Warps pass a token through named barriers 1.. and out[warp] is its value; then block_arrive / block_sync as a pair.
 __global__ void named_barrier_kernel(int* out) {
   int* token = reinterpret_cast<int*>(shared_memory());

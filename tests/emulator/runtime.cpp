@@ -24,6 +24,7 @@ constexpr size_t kGuardBytes = 4096;
 #endif
 
 constexpr uint64_t kLoadsPerPoll = 256;  // loads of one round of a poll: a row of h
+constexpr uint64_t kPatience = 4;        // rounds of fruitless polls until a late store_async must arrive
 constexpr uint64_t kObserveEvery = 8;    // chances of a switch at a load; more would only cost time
 
 std::mutex one_launch;
@@ -31,6 +32,7 @@ Options options;
 bool started = false;
 Thread caller;  // stands for the host thread
 const std::function<void()>* kernel = nullptr;
+thread_local bool in_launch = false;
 std::string error;
 std::vector<Thread> threads;
 unsigned live = 0;
@@ -183,12 +185,11 @@ void options_from_environment() {
 }
 
 void clean_up(size_t count, bool failed) {
-  if (failed) forget_frames(count);
   for (size_t i = 0; i < count; ++i) {
-    // TSan ends the process when a fiber goes that was stopped inside the runtime: after an error those stay.
-    if (threads[i].fiber.finished) destroy_fiber(threads[i].fiber);
+    destroy_fiber(threads[i].fiber, caller.fiber, &end_tag);
     threads[i] = {};
   }
+  if (failed) release_stacks();
 }
 
 }  // namespace
@@ -207,10 +208,13 @@ void configure(const Options& wanted) {
   schedule_start(options);
 }
 
-unsigned resident_blocks() { return options.resident_blocks; }
+unsigned resident_blocks() {
+  const std::lock_guard lock(one_launch);
+  return options.resident_blocks;
+}
 
 cudaError_t run(const Launch& launch, const std::function<void()>& body) {
-  if (current) fail("a kernel cannot launch a kernel");
+  if (in_launch) throw Error("emulator: a kernel cannot launch a kernel");
   const std::lock_guard lock(one_launch);
   const Ignore ignore;
   const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
@@ -239,8 +243,9 @@ cudaError_t run(const Launch& launch, const std::function<void()>& body) {
   std::string problem;
   for (unsigned group : order) {
     error.clear();
+    in_launch = true;
     problem = Group(launch, group * together, together, stacks).run();
-    current = nullptr;
+    in_launch = false;
     clean_up(count, !problem.empty());
     if (!problem.empty()) break;
   }
@@ -250,8 +255,11 @@ cudaError_t run(const Launch& launch, const std::function<void()>& body) {
 }
 
 void fail(const std::string& message) {
-  if (!current || current == &caller) throw Error("emulator: " + message);
-  error = message + "\n  in thread " + place(current->thread_index) + " of block " + place(current->block_index);
+  end_launch(message + "\n  in thread " + place(current->thread_index) + " of block " + place(current->block_index));
+}
+
+void end_launch(const std::string& message) {
+  error = message;
   Thread* from = current;
   current = &caller;
   switch_fiber(from->fiber, caller.fiber);
@@ -266,6 +274,7 @@ void block_thread(const char* waits_for) {
 bool poll() {
   const Ignore ignore;
   if (++fruitless_polls > options.spin_rounds * live) return false;
+  if (fruitless_polls > kPatience * live && stores_under_way()) deliver_one();  // what the poll may wait for
   demote(current->warp);
   make_ready(current);
   block_thread("a poll");

@@ -1,0 +1,221 @@
+// Tier CTA, forward: the whole recurrence of 8 sequences and one direction in one CTA, for weights that fit its
+// registers.
+//
+// Shapes      H <= kHidden, the padded size: 32, 64, 96, 128 (RNN up to 256), in float 32, 64 (RNN 128). Padding is
+// zero
+//             weights and zero gates_x, so padded units stay 0. Grid: x = batch tiles of 8, y = directions.
+// Ownership   A warp owns 16 units (two times 16 where H > 128) and all their gates; a lane owns 2 units x 2 sequences
+// of
+//             them. W_hh lies in registers as the a operand of mma for the whole sequence, h and c in registers of the
+//             lane that computes them (float), h also in shared memory as the b operand, double-buffered.
+// Projection  o tanh(c) passes through shared memory once more: 16 units of a warp become its 16 rows of W_hr, also in
+//             registers, and h has P units.
+// One step    sum = W_hh h (mma) | gates_x from the ring, cell, h to the other buffer | barrier. With a projection the
+//             product with W_hr and a barrier before it come in between. The coming steps' gates_x are copied by
+//             cp.async in the shadow of the products, kStages - 1 steps ahead.
+// Why one     Buffer step + 1 is written while others still read buffer step; it was last read in step - 1, which the
+// barrier     barrier at its end closed for all. The same holds for the ring's slot that is refilled in a step.
+// Saved       Training stores the activated gates (LSTM: may replace gates_x in place, a row is read before it is
+//             written) and c; inference neither.
+#pragma once
+
+#include "tier_cta.h"
+#include "weights.cuh"
+
+namespace rnnfast::cuda {
+
+template <Product product, Cell cell, int kHidden, bool kProjected>
+struct CtaForward {
+  using Element = ElementOf<product>;
+  using Maths = CellMath<typename Arithmetic<product>::Activations>;
+  static constexpr int kGates = gate_count(cell);
+  static constexpr int kBlocks = kHidden > 128 ? 2 : 1;  // of 16 units per warp
+  static constexpr int kWarps = kHidden / (kTileRows * kBlocks);
+  static constexpr int kThreads = kWarps * kLanes;
+  static_assert(!kProjected || (cell == Cell::kLstm && kBlocks == 1));
+
+  using State = Operand<product, kHidden>;
+  using Gates = RowStream<Element, kGates, kHidden, kThreads>;
+  using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps>;
+  using Projection = WeightTiles<product, 1, kHidden, kWarps>;
+  using Stage = RowStage<product, kHidden>;
+
+  // Shared memory: weights that are kept there, then (in turn) the stages of weights, or operands and ring.
+  static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
+  static constexpr int kStates = kProjectionWeights + (kProjected ? Projection::kSharedBytes : 0);
+  static constexpr int kUnprojected = kStates + 2 * State::kBytes;
+  static constexpr int kRing = kUnprojected + (kProjected ? State::kBytes : 0);
+  static constexpr int kEnd = kRing + kStages * Gates::kStageBytes;
+  static constexpr int kSharedBytes = max_of(kEnd, kStates + kWarps * Stage::kBytes);
+};
+
+template <Product product, Cell cell, int kHidden, bool kProjected>
+__global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>::kThreads, 1)
+    cta_forward(const __grid_constant__ ForwardLayer<ElementOf<product>> layer) {
+  using Plan = CtaForward<product, cell, kHidden, kProjected>;
+  using Element = typename Plan::Element;
+  using State = typename Plan::State;
+  constexpr int kGates = Plan::kGates, kBlocks = Plan::kBlocks;
+  unsigned char* const shared = shared_memory();
+  const Lane lane;
+  const int direction = int(blockIdx.y), H = layer.hidden_size, P = layer.output_size;
+  const BatchTile tile(layer, int(blockIdx.x), direction);
+  const Weights<Element>& weights = layer.weights[direction];
+  const auto unit = [&](int block) {  // the first of the lane's two
+    return (lane.warp * kBlocks + block) * kTileRows + 2 * lane.group;
+  };
+
+  typename Plan::Recurrent recurrent;
+  typename Plan::Projection projection;
+  {
+    using Stage = typename Plan::Stage;
+    unsigned char* const stage = shared + Plan::kStates + lane.warp * Stage::kBytes;
+    const auto read = [&](int chunk, uint4& first, uint4& second) { Stage::read(stage, lane, chunk, first, second); };
+    recurrent.place(shared, lane);
+#pragma unroll
+    for (int i = 0; i < kGates * kBlocks; ++i) {
+      const int row = (lane.warp * kBlocks + i / kGates) * kTileRows;
+      Stage::fill(stage, weights.weight_hh + (int64_t(i % kGates) * H + row) * P, H - row, P);
+      recurrent.load(i, 0, Plan::Recurrent::kChunks, read);
+    }
+    if constexpr (kProjected) {
+      const int row = lane.warp * kTileRows;
+      projection.place(shared + Plan::kProjectionWeights, lane);
+      Stage::fill(stage, weights.weight_hr + int64_t(row) * H, P - row, H);
+      projection.load(0, 0, Plan::Projection::kChunks, read);
+    }
+  }
+  block_sync();
+  zero_shared(shared + Plan::kStates, Plan::kEnd - Plan::kStates, Plan::kThreads);
+  block_sync();
+
+  // The lane's sequences are columns 2 * member + {0, 1}; arrays of 4 run over [unit half][column], as an mma's sums.
+  const int column = 2 * lane.member, sequence = tile.first + column;
+  const int lengths[2] = {tile.length(column), tile.length(column + 1)};
+  float h[kBlocks][4], c[kBlocks][4];
+  float2 bias_hn[kBlocks];
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    const int u = unit(block);
+    bias_hn[block] = weights.bias_hn ? load_pair(weights.bias_hn, u, H) : float2{0.f, 0.f};
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int64_t b = int64_t(direction) * tile.batch + sequence + j;
+      const bool known = sequence + j < tile.batch;
+      const float2 first_h = known && layer.hx ? load_pair(layer.hx + b * P, u, P) : float2{0.f, 0.f};
+      const float2 first_c = known && layer.cx ? load_pair(layer.cx + b * H, u, H) : float2{0.f, 0.f};
+      h[block][j] = first_h.x, h[block][2 + j] = first_h.y;
+      c[block][j] = first_c.x, c[block][2 + j] = first_c.y;
+      State::store_pair(shared + Plan::kStates, column + j, u, first_h.x, first_h.y);
+    }
+  }
+
+  const typename Plan::Gates stream(layer.gates_x + int64_t(direction) * layer.rows * kGates * H, kGates * H, H);
+  const int stream_length = tile.length(Plan::Gates::column());
+  const auto stage_of = [&](int step) { return shared + Plan::kRing + step % kStages * Plan::Gates::kStageBytes; };
+  const auto fetch = [&](int step, int64_t row) {
+    if (step < tile.steps) stream.fetch(stage_of(step), row, tile.time(step) < stream_length);
+    copy_commit();
+  };
+  for (int step = 0; step < kStages - 1; ++step) fetch(step, tile.row(tile.time(step)));
+  copy_wait<kStages - 2>();
+  block_sync();
+
+  const bool output_aligned = pairs_aligned(layer.output, P);
+  const bool saved_aligned = pairs_aligned(layer.gates, H) && pairs_aligned(layer.c, H);
+  const int state_offset = State::lane_offset(lane);
+  for (int step = 0; step < tile.steps; ++step) {
+    const int t = tile.time(step);
+    // Before the products: offsets come from memory.
+    const int64_t row = tile.row(t) + column, row_ahead = tile.row(tile.time(step + kStages - 1));
+    const bool active[2] = {t < lengths[0], t < lengths[1]};
+    float sum[kGates * kBlocks][4];
+    recurrent.multiply(sum, shared + Plan::kStates + step % 2 * State::kBytes, state_offset);
+    fetch(step + kStages - 1, row_ahead);
+
+    // gate[m] is the activated gate m, and for GRU gate[3] is W_hn h + b_hn
+    float gate[kBlocks][4][4], value[kBlocks][4];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        float2 x[kGates];
+#pragma unroll
+        for (int m = 0; m < kGates; ++m) x[m] = Plan::Gates::read(stage_of(step), column + j, m, unit(block));
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int i = 2 * half + j;
+          float (&g)[4] = gate[block][i];
+#pragma unroll
+          for (int m = 0; m < kGates; ++m) g[m] = half ? x[m].y : x[m].x;
+#pragma unroll
+          for (int m = 0; m < (cell == Cell::kGru ? 2 : kGates); ++m) g[m] += sum[block * kGates + m][i];
+          if constexpr (cell == Cell::kRnn) {
+            value[block][i] = Plan::Maths::rnn_forward(g[0], layer.relu);
+          } else if constexpr (cell == Cell::kGru) {
+            g[3] = sum[block * kGates + 2][i] + (half ? bias_hn[block].y : bias_hn[block].x);
+            value[block][i] = Plan::Maths::gru_forward(g[0], g[1], g[2], g[3], h[block][i]);
+          } else {
+            float next_c = c[block][i];
+            value[block][i] = Plan::Maths::lstm_forward(g[0], g[1], g[2], g[3], next_c);
+            c[block][i] = active[j] ? next_c : c[block][i];
+          }
+        }
+      }
+
+    if constexpr (kProjected) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        State::store_pair(shared + Plan::kUnprojected, column + j, unit(0), value[0][j], value[0][2 + j]);
+      block_sync();
+      projection.multiply(value, shared + Plan::kUnprojected, state_offset);
+    }
+
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        h[block][j] = active[j] ? value[block][j] : h[block][j];
+        h[block][2 + j] = active[j] ? value[block][2 + j] : h[block][2 + j];
+        State::store_pair(shared + Plan::kStates + (step + 1) % 2 * State::kBytes, column + j, unit(block), h[block][j],
+                          h[block][2 + j]);
+      }
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        if (!active[j]) continue;
+        const int u = unit(block);
+        Element* output = layer.output + ((row + j) * layer.directions + direction) * P;
+        store_pair(output, u, P, output_aligned, h[block][j], h[block][2 + j]);
+        if (cell == Cell::kRnn || layer.gates == nullptr) continue;
+        const int64_t saved_row = int64_t(direction) * layer.rows + row + j;
+#pragma unroll
+        for (int m = 0; m < 4; ++m)
+          store_pair(layer.gates + (saved_row * 4 + m) * H, u, H, saved_aligned, gate[block][j][m],
+                     gate[block][2 + j][m]);
+        if constexpr (cell == Cell::kLstm)
+          store_pair(layer.c + saved_row * H, u, H, saved_aligned, c[block][j], c[block][2 + j]);
+      }
+    copy_wait<kStages - 2>();  // the next step's stage
+    block_sync();
+  }
+
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (sequence + j >= tile.batch) continue;
+      const int64_t b = int64_t(direction) * tile.batch + sequence + j;
+      store_pair(layer.h_n + b * P, unit(block), P, false, h[block][j], h[block][2 + j]);
+      if constexpr (cell == Cell::kLstm)
+        store_pair(layer.c_n + b * H, unit(block), H, false, c[block][j], c[block][2 + j]);
+    }
+  const int64_t first_row = int64_t(direction) * layer.rows;
+  zero_tails(tile, layer.output + direction * P, layer.directions * P, P, lane, Plan::kWarps);
+  if (cell != Cell::kRnn && layer.gates)
+    zero_tails(tile, layer.gates + first_row * 4 * H, 4 * H, 4 * H, lane, Plan::kWarps);
+  if (cell == Cell::kLstm && layer.c) zero_tails(tile, layer.c + first_row * H, H, H, lane, Plan::kWarps);
+}
+
+}  // namespace rnnfast::cuda

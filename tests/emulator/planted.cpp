@@ -1,0 +1,87 @@
+// planted FORM BUG SEEDS SCHEDULE: runs planted.cuh's loops and prints "runs wrong errors" and the first error's text.
+//
+// FORM: "block", or the number of blocks of a cluster. A program of its own, so that ASan and TSan builds of it can
+// run.
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "planted.cuh"
+
+namespace {
+
+using namespace rnnfast::cuda;
+using namespace rnnfast::cuda::test;
+
+constexpr int kSteps = 12;
+
+struct NamedBug {
+  const char* name;
+  void (*block)(const float*, float*, int);
+  void (*cluster)(const float*, float*, int, int);
+};
+
+constexpr NamedBug kBugs[] = {
+    {"none", block_loop<Bug::kNone>, cluster_loop<Bug::kNone>},
+    {"no_barrier", block_loop<Bug::kNoBarrier>, nullptr},
+    {"no_barrier_once", block_loop<Bug::kNoBarrierOnce>, nullptr},
+    {"single_buffer", block_loop<Bug::kSingleBuffer>, cluster_loop<Bug::kSingleBuffer>},
+    {"no_copy_wait", block_loop<Bug::kNoCopyWait>, nullptr},
+    {"late_copy_wait", block_loop<Bug::kLateCopyWait>, nullptr},
+    {"ring_copy_outside", block_loop<Bug::kRingCopyOutside>, nullptr},
+    {"ring_read_outside", block_loop<Bug::kRingReadOutside>, nullptr},
+    {"ring_write_outside", block_loop<Bug::kRingWriteOutside>, nullptr},
+    {"misaligned", block_loop<Bug::kMisaligned>, nullptr},
+    {"no_mbarrier_wait", nullptr, cluster_loop<Bug::kNoMbarrierWait>},
+    {"no_cluster_barrier", nullptr, cluster_loop<Bug::kNoClusterBarrier>},
+    {"no_rearm", nullptr, cluster_loop<Bug::kNoRearm>},
+    {"no_warp_sync", nullptr, cluster_loop<Bug::kNoWarpSync>},
+};
+
+// The loop in plain words, with the kernel's order of operations.
+std::vector<float> reference(const std::vector<float>& x, int H) {
+  std::vector<float> output(x.size()), h(H);
+  for (int t = 0; t < kSteps; ++t) {
+    float* now = &output[t * H];
+    for (int unit = 0; unit < H; ++unit) now[unit] = mix(x[t * H + unit], h[(unit + 1) % H], h[(unit + 65) % H]);
+    h.assign(now, now + H);
+  }
+  return output;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count != 5) return 2;
+  const int ranks = std::string(words[1]) == "block" ? 0 : std::atoi(words[1]);
+  const int H = ranks ? ranks * kRankUnits : kBlockUnits;
+  std::vector<float> x(kSteps * H);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 2654435761u % 1000) / 500 - 1;
+  const std::vector<float> expected = reference(x, H);
+  int runs = 0, wrong = 0, errors = 0;
+  std::string first;
+  for (const NamedBug& bug : kBugs) {
+    if (bug.name != std::string(words[2])) continue;
+    for (int seed = 1; seed <= std::atoi(words[3]); ++seed, ++runs) {
+      rnnfast::emulator::Options options;
+      options.seed = seed;
+      options.schedule = rnnfast::emulator::schedule_named(words[4]);
+      rnnfast::emulator::configure(options);
+      std::vector<float> output(x.size());
+      try {
+        if (ranks) {
+          launch(bug.cluster, dim3(ranks), dim3(kRankUnits), ranks, false, cluster_shared(ranks), nullptr, x.data(),
+                 output.data(), kSteps, ranks);
+        } else {
+          launch(bug.block, dim3(1), dim3(kBlockUnits), 1, false, kBlockShared, nullptr, x.data(), output.data(),
+                 kSteps);
+        }
+        wrong += std::memcmp(output.data(), expected.data(), x.size() * sizeof(float)) != 0;
+      } catch (const rnnfast::emulator::Error& error) {
+        if (!errors++) first = error.what();
+      }
+    }
+  }
+  std::printf("%d %d %d\n%s\n", runs, wrong, errors, first.c_str());
+}
