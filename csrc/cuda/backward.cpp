@@ -38,6 +38,12 @@ void check_backward(const LayerInputs& in, const Call& call, const Incoming& gra
   check_saved(known.cells, 1, call.wide, {"saved_1"});
 }
 
+void run_cta(Call& call, const LayerInputs& in, BackwardLayer<void> layer) {
+  call.ready_weights(in, layer.weights);
+  check(with_product(call.product, [&]<Product kProduct>() { return run_cta_backward<kProduct>(layer, call.stream); }),
+        "backward, tier CTA");
+}
+
 void run_step(Call& call, const LayerInputs& in, const BackwardLayer<void>& layer, bool large) {
   StepBackward<void> step{};
   static_cast<BackwardLayer<void>&>(step) = layer;
@@ -153,7 +159,7 @@ Backward backward_layer(const LayerInputs& in, const Incoming& grads, const Know
   const LayerSizes& sizes = call.sizes;
   const int64_t D = sizes.directions, B = sizes.batch, N = sizes.rows, H = sizes.hidden_size, P = sizes.output_size();
   const bool lstm = in.cell == Cell::kLstm;
-  const Plan plan = call.plan(true);
+  const Plan plan = call.plan(in, true);
 
   const auto like = [&](const Tensor& tensor, bool needed) {
     if (!needed) return call.new_tensor({0});
@@ -197,7 +203,7 @@ Backward backward_layer(const LayerInputs& in, const Incoming& grads, const Know
   layer.grad_projected = write(grad_projected);
   layer.grad_hx = need_grad_states ? write(result.hx) : nullptr;
   layer.grad_cx = need_grad_states && lstm ? write(result.cx) : nullptr;
-  run_step(call, in, layer, plan.tile_batch == kStepLarge.batch);
+  plan.tier == Tier::kCta ? run_cta(call, in, layer) : run_step(call, in, layer, plan.large);
 
   const GateGrads gate_grads{grad_gates, call, in.cell};
   if (need_grad_input) input_gradient(call, in, gate_grads, result.input);

@@ -30,6 +30,12 @@ void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
   }
 }
 
+void run_cta(Call& call, const LayerInputs& in, ForwardLayer<void> layer) {
+  call.ready_weights(in, layer.weights);
+  check(with_product(call.product, [&]<Product kProduct>() { return run_cta_forward<kProduct>(layer, call.stream); }),
+        "forward, tier CTA");
+}
+
 void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer, bool large) {
   StepForward<void> step{};
   static_cast<ForwardLayer<void>&>(step) = layer;
@@ -70,7 +76,7 @@ Forward forward_layer(const LayerInputs& in, bool save) {
   const LayerSizes& sizes = call.sizes;
   const int64_t D = sizes.directions, B = sizes.batch, N = sizes.rows, H = sizes.hidden_size, P = sizes.output_size();
   const bool lstm = in.cell == Cell::kLstm;
-  const Plan plan = call.plan(false);
+  const Plan plan = call.plan(in, false);
 
   const auto new_state = [&](int64_t size) {
     return in.step ? call.new_tensor({B, size}) : call.new_tensor({D, B, size});
@@ -102,13 +108,8 @@ Forward forward_layer(const LayerInputs& in, bool save) {
   layer.c_n = lstm ? write(result.c_n) : nullptr;
   layer.gates = write(result.gates);
   layer.c = write<float>(result.cells);
-  if (in.cell == Cell::kGru && sizes.has_biases) {
-    for (int64_t d = 0; d < D; ++d) {
-      const void* const bias_hh = call.ready(in.weights[size_t(d * sizes.weights_per_direction + 3)]);
-      layer.weights[d].bias_hn = static_cast<const char*>(bias_hh) + 2 * H * element_size(call.product);
-    }
-  }
-  run_step(call, in, layer, plan.tile_batch == kStepLarge.batch);
+  for (int64_t d = 0; d < D; ++d) layer.weights[d].bias_hn = call.bias_hn(in, d);
+  plan.tier == Tier::kCta ? run_cta(call, in, layer) : run_step(call, in, layer, plan.large);
   return result;
 }
 

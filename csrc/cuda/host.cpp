@@ -10,6 +10,9 @@
 namespace rnnfast::cuda {
 namespace {
 
+// Tiers whose kernels are in this library.
+constexpr unsigned kCompiled = 1u << int(Tier::kCta) | 1u << int(Tier::kStep);
+
 #if defined(RNNFAST_EMULATOR)
 std::atomic<bool> allow_tf32{false};  // the CPU's own products are exact
 #else
@@ -31,8 +34,6 @@ Place place_of(const Tensor& tensor) {
 
 }  // namespace
 
-unsigned compiled_tiers() { return 1u << int(Tier::kStep); }
-
 void set_allow_tf32(bool allow) { allow_tf32 = allow; }
 
 Product product_of(ScalarType type, const DeviceLimits& device) {
@@ -41,12 +42,20 @@ Product product_of(ScalarType type, const DeviceLimits& device) {
   return allow_tf32 && device.capability >= 80 ? Product::kTf32 : Product::kExact;
 }
 
-Plan plan_of(const Problem& problem, const DeviceLimits& device) {
-  Plan plan;
-  std::string refusal;
-  STD_TORCH_CHECK(choose(problem, device, compiled_tiers(), std::getenv("RNNFAST_TIER"), plan, refusal),
-                  "rnnfast: no CUDA kernel takes this layer; ", refusal);
-  return plan;
+Problem problem_of(Product product, bool backward, const Shape& shape, bool projected) {
+  Problem problem{shape.cell,        product,     backward,         projected, shape.hidden_size,
+                  shape.output_size, shape.batch, shape.directions, 0};
+  if (shape.hidden_size <= cta_largest_hidden(product, shape.cell)) {
+    with_product(product, [&]<Product kProduct>() {
+      problem.cta_shared_bytes = cta_shared_bytes<kProduct>(shape, backward);
+      return cudaSuccess;
+    });
+  }
+  return problem;
+}
+
+bool find_plan(const Problem& problem, const DeviceLimits& device, Plan& plan, std::string& refusal) {
+  return choose(problem, device, kCompiled, std::getenv("RNNFAST_TIER"), plan, refusal);
 }
 
 Call::Call(const LayerInputs& in)
@@ -64,13 +73,16 @@ Call::Call(const LayerInputs& in)
                   "expected sizes below ", most, ", got input ", shape_text(in.input));
 }
 
-Plan Call::plan(bool backward) const {
-  return plan_of({cell_, product, backward, sizes.proj_size > 0, sizes.hidden_size, sizes.output_size(), sizes.batch,
-                  sizes.directions},
-                 limits);
+Plan Call::plan(const LayerInputs& in, bool backward) const {
+  Plan plan{};
+  std::string refusal;
+  STD_TORCH_CHECK(
+      find_plan(problem_of(product, backward, dense_shape(in), sizes.proj_size > 0), limits, plan, refusal),
+      "rnnfast: no CUDA kernel takes this layer; ", refusal);
+  return plan;
 }
 
-Shape Call::shape(const LayerInputs& in) {
+Shape Call::dense_shape(const LayerInputs& in) const {
   Shape shape{};
   shape.cell = in.cell;
   shape.relu = in.relu;
@@ -80,6 +92,11 @@ Shape Call::shape(const LayerInputs& in) {
   shape.batch = int(sizes.batch);
   shape.directions = int(sizes.directions);
   shape.rows = sizes.rows;
+  return shape;
+}
+
+Shape Call::shape(const LayerInputs& in) {
+  Shape shape = dense_shape(in);
   if (in.batch_sizes) upload_batch_sizes(*in.batch_sizes, shape);
   if (in.lengths) upload_lengths(*in.lengths, shape);
   return shape;
@@ -172,6 +189,20 @@ const void* Call::ready(const Tensor& tensor) {
   if (tensor.is_contiguous()) return read(tensor);
   kept_.push_back(torch::stable::contiguous(tensor));
   return read(kept_.back());
+}
+
+void Call::ready_weights(const LayerInputs& in, Weights<void> (&weights)[kMaxDirections]) {
+  for (int64_t d = 0; d < sizes.directions; ++d) {
+    const Tensor* const own = in.weights.data() + d * sizes.weights_per_direction;
+    weights[d].weight_hh = ready(own[1]);
+    if (sizes.proj_size) weights[d].weight_hr = ready(own[sizes.weights_per_direction - 1]);
+  }
+}
+
+const void* Call::bias_hn(const LayerInputs& in, int64_t direction) {
+  if (in.cell != Cell::kGru || !sizes.has_biases) return nullptr;
+  const void* const bias_hh = ready(in.weights[size_t(direction * sizes.weights_per_direction + 3)]);
+  return static_cast<const char*>(bias_hh) + 2 * sizes.hidden_size * element_size(product);
 }
 
 }  // namespace rnnfast::cuda

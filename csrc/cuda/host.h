@@ -10,7 +10,7 @@
 #include "layer.h"
 #include "plan.h"
 #include "tensors.h"
-#include "tier_step.h"
+#include "tiers.h"
 
 namespace rnnfast::cuda {
 
@@ -18,11 +18,11 @@ namespace rnnfast::cuda {
 void set_allow_tf32(bool allow);
 Product product_of(ScalarType type, const DeviceLimits& device);
 
-// Tiers whose kernels are in this library, one bit each.
-unsigned compiled_tiers();
+// The problem of a layer; `cell` to `directions` as in Problem.
+Problem problem_of(Product product, bool backward, const Shape& shape, bool projected);
 
-// The plan of a problem; raises the reason where no tier can run it. RNNFAST_TIER forces a tier.
-Plan plan_of(const Problem& problem, const DeviceLimits& device);
+// The plan of a problem, or false and the reason. RNNFAST_TIER forces a tier.
+bool find_plan(const Problem& problem, const DeviceLimits& device, Plan& plan, std::string& refusal);
 
 // One call: what is known before anything is allocated, and what all launches need.
 class Call {
@@ -37,10 +37,13 @@ class Call {
   const DeviceGuard guard;
   const cudaStream_t stream;
 
-  // The sizes and rows of the layer; uploads the schedule of ragged rows. Not for an empty batch.
+  // The sizes of the layer, without its rows.
+  Shape dense_shape(const LayerInputs& in) const;
+  // The same with its rows; uploads the schedule of ragged ones. Not for an empty batch.
   Shape shape(const LayerInputs& in);
 
-  Plan plan(bool backward) const;
+  // Raises the reason where no tier can run the layer.
+  Plan plan(const LayerInputs& in, bool backward) const;
   bool empty() const { return sizes.batch == 0 || sizes.rows == 0; }
   int64_t gate_rows() const { return gate_count(cell_) * sizes.hidden_size; }
   Tensor new_tensor(std::initializer_list<int64_t> shape) const { return cuda::empty(place, type, shape); }
@@ -49,6 +52,10 @@ class Call {
   AlignedWeight<void> aligned(const Tensor& weight);
   // The same of the transpose, always a copy.
   AlignedWeight<void> aligned_transpose(const Tensor& weight);
+  // weight_hh and weight_hr of every direction, contiguous, for the tiers that keep them on chip.
+  void ready_weights(const LayerInputs& in, Weights<void> (&weights)[kMaxDirections]);
+  // GRU's b_hn of a direction; null where there is none.
+  const void* bias_hn(const LayerInputs& in, int64_t direction);
   // Contiguous for the time of the call, at any address.
   const void* ready(const Tensor& tensor);
   const void* ready(const std::optional<Tensor>& tensor) { return tensor ? ready(*tensor) : nullptr; }

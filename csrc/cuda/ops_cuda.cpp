@@ -1,5 +1,4 @@
 // The operators on CUDA tensors; in the emulator's library the same on CPU tensors, in a namespace of its own.
-#include <cstdlib>
 #include <string>
 
 #include "../common/operators.h"
@@ -19,11 +18,15 @@ std::string plan_text(std::string cell, std::string dtype, int64_t hidden_size, 
                           : dtype == "float16" ? ScalarType::Half
                                                : ScalarType::Float;
   const DeviceLimits limits = limits_of(int32_t(device));
-  const Problem problem{kind, product_of(type, limits), backward, proj_size > 0, hidden_size,
-                        proj_size > 0 ? proj_size : hidden_size, batch, directions};
-  Plan plan;
+  Shape shape{};
+  shape.cell = kind;
+  shape.hidden_size = int(hidden_size);
+  shape.output_size = int(proj_size > 0 ? proj_size : hidden_size);
+  shape.batch = int(batch);
+  shape.directions = int(directions);
+  Plan plan{};
   std::string refusal;
-  if (!choose(problem, limits, compiled_tiers(), std::getenv("RNNFAST_TIER"), plan, refusal))
+  if (!find_plan(problem_of(product_of(type, limits), backward, shape, proj_size > 0), limits, plan, refusal))
     return "refused: " + refusal;
   return std::string("tier ") + kTierNames[int(plan.tier)] + ": " + std::to_string(plan.tile_units) + " units x " +
          std::to_string(plan.tile_batch) + " rows per CTA, weight_hh over " + std::to_string(plan.ctas) + " CTAs";

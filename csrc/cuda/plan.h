@@ -20,8 +20,7 @@ enum class Tier { kCta, kCluster, kGroup, kStep };
 constexpr int kTiers = 4;
 constexpr const char* kTierNames[kTiers] = {"cta", "cluster", "group", "step"};
 
-constexpr bool is_half(Product product) { return product == Product::kBfloat16 || product == Product::kHalf; }
-constexpr int element_size(Product product) { return is_half(product) ? 2 : 4; }
+constexpr int element_size(Product product) { return is_16_bit(product) ? 2 : 4; }
 
 struct DeviceLimits {
   int capability;       // 10 * major + minor
@@ -38,10 +37,12 @@ struct Problem {
   bool projected;
   int64_t hidden_size, output_size;  // output_size: proj_size if projected
   int64_t batch, directions;
+  int cta_shared_bytes;  // of the kernel of tier CTA that would run it, where that exists
 };
 
 struct Plan {
   Tier tier;
+  bool large;       // of tier step's two tiles
   int ctas;         // that hold one copy of W_hh
   int tile_units;   // units per CTA
   int tile_batch;   // rows of the batch per CTA
@@ -50,7 +51,7 @@ struct Plan {
 
 constexpr int64_t kRegisterBytes = 128 * 1024;  // of weights per CTA in the resident tiers
 constexpr int kTileBatch = 8;                   // columns of one mma: the batch tile of the resident tiers
-constexpr int kUnitMultiple = 32;               // the resident tiers pad H to whole K slabs of 32
+constexpr int kUnitMultiple = 32;               // what the resident tiers pad H to
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
@@ -68,6 +69,15 @@ inline int spread(const Problem& problem, int most) {
   return ctas;
 }
 
+// Dynamic shared memory of a CTA that exchanges h: two buffers of all units' h (backward: gate gradients) and a ring of 4
+// steps of its own units' gates_x (backward: saved gates, c and grad_output).
+inline int64_t exchange_shared_bytes(const Problem& problem, int ctas) {
+  const int64_t padded = round_up(problem.hidden_size, kUnitMultiple);
+  const int64_t state = problem.backward ? grad_planes(problem.cell) : 1;
+  const int64_t stream = problem.backward ? saved_planes(problem.cell) + 2 : gate_count(problem.cell);
+  return kTileBatch * element_size(problem.product) * (2 * state * padded + 4 * stream * (padded / ctas));
+}
+
 // ---- why a tier cannot run a problem; null: it can
 
 // What no tier can do.
@@ -81,33 +91,42 @@ inline const char* refuse_any(const Problem& problem, const DeviceLimits& device
 }
 
 inline const char* refuse_resident(const Problem& problem, const DeviceLimits& device) {
-  if (problem.projected) return "a projection needs a second product per step, which only tier step has";
   if (device.capability < 80) return "asynchronous copies need compute capability 8.0 or newer";
+  if (problem.projected && problem.output_size >= problem.hidden_size)
+    return "a projection must be smaller than hidden_size";
   return nullptr;
 }
 
 inline const char* refuse_cta(const Problem& problem, const DeviceLimits& device) {
   if (const char* reason = refuse_resident(problem, device)) return reason;
-  return weight_bytes(problem) <= kRegisterBytes ? nullptr : "weight_hh exceeds the 128 KiB of registers of one CTA";
+  if (problem.hidden_size > cta_largest_hidden(problem.product, problem.cell))
+    return "weight_hh exceeds the registers of one CTA";
+  return problem.cta_shared_bytes <= device.shared_per_block ? nullptr : "it needs more shared memory than a CTA has";
+}
+
+// Of the tiers in which CTAs exchange h.
+inline const char* refuse_exchange(const Problem& problem, const DeviceLimits& device, int most) {
+  if (const char* reason = refuse_resident(problem, device)) return reason;
+  if (problem.projected) return "it has no second product for a projection";
+  const int ctas = spread(problem, most);
+  if (ctas == 1) return "weight_hh fits one CTA";
+  if (ctas > most) return "weight_hh exceeds the registers of all CTAs";
+  return exchange_shared_bytes(problem, ctas) <= device.shared_per_block ? nullptr
+                                                                         : "h exceeds the shared memory of a CTA";
 }
 
 inline const char* refuse_cluster(const Problem& problem, const DeviceLimits& device) {
-  if (const char* reason = refuse_resident(problem, device)) return reason;
   if (device.largest_cluster < 2) return "clusters need compute capability 9.0 or newer";
-  const int ctas = spread(problem, device.largest_cluster);
-  if (ctas == 1) return "weight_hh fits one CTA";
-  return ctas <= device.largest_cluster ? nullptr : "weight_hh exceeds the registers of the largest cluster";
+  return refuse_exchange(problem, device, device.largest_cluster);
 }
 
 inline const char* refuse_group(const Problem& problem, const DeviceLimits& device) {
-  if (const char* reason = refuse_resident(problem, device)) return reason;
   if (!device.cooperative) return "the device has no cooperative launch";
-  const int ctas = spread(problem, device.multiprocessors);
-  if (ctas == 1) return "weight_hh fits one CTA";
-  const int64_t groups = device.multiprocessors / ctas;
-  if (groups < problem.directions) return "weight_hh of all directions exceeds the registers of the device";
+  const int most = int(device.multiprocessors / problem.directions);
+  if (const char* reason = refuse_exchange(problem, device, most)) return reason;
   // Each group takes up to 4 tiles of the batch one after another in a step; with more the per-step product of tier
   // step, which reads W_hh once for 64 rows, is no slower (estimate: gpu-peers' model, to be measured).
+  const int64_t groups = device.multiprocessors / spread(problem, most);
   const int64_t tiles = divide_up(problem.batch, kTileBatch) * problem.directions;
   return tiles <= 4 * groups ? nullptr : "the batch is too large for the groups that fit the device";
 }
@@ -127,29 +146,43 @@ inline const char* refuse(Tier tier, const Problem& problem, const DeviceLimits&
 
 // Tier step has two tiles. The large one reads W_hh once for 64 rows; the small one has 4 to 8 times the CTAs and splits
 // K over its warps, and is taken until the large one can fill half of the device (estimate, to be measured).
-struct TileSize {
+struct StepTileSize {
   int units, batch;
+  int split;  // parts of K, one per warp
+  int slabs;  // of 64 bytes of K in a stage; where K is split, one for each warp
 };
-constexpr TileSize kStepSmall{16, 16}, kStepLarge{32, 64};
+constexpr int kStepWarps = 4, kStepStages = 3, kSlabBytes = 64;
 
-inline bool step_large(const Problem& problem, const DeviceLimits& device) {
-  const int64_t ctas = divide_up(problem.hidden_size, kStepLarge.units) * divide_up(problem.batch, kStepLarge.batch);
-  return problem.batch > kStepSmall.batch && ctas * problem.directions * 2 >= device.multiprocessors;
+// One plane alone (backward, projection) has fewer rows of weight, so a large tile takes more units.
+constexpr StepTileSize step_tile(int planes, bool large) {
+  return large ? StepTileSize{planes == 1 ? 64 : 32, 64, 1, 2} : StepTileSize{16, 16, kStepWarps, kStepWarps};
+}
+constexpr int step_shared_bytes(int planes, bool large) {
+  const StepTileSize tile = step_tile(planes, large);
+  return kStepStages * tile.slabs * (planes * tile.units + tile.batch) * kSlabBytes;
 }
 
-// Of a tier that does not refuse. `step_shared_bytes`: what tier step's kernels declare for the tile (they know their
-// stages); the resident tiers keep two buffers of h and a ring of 4 steps of gates_x.
+inline bool step_large(const Problem& problem, int planes, const DeviceLimits& device) {
+  const StepTileSize large = step_tile(planes, true);
+  const int64_t ctas =
+      divide_up(problem.hidden_size, large.units) * divide_up(problem.batch, large.batch) * problem.directions;
+  return problem.batch > step_tile(planes, false).batch && 2 * ctas >= device.multiprocessors &&
+         step_shared_bytes(planes, true) <= device.shared_per_block;
+}
+
+// Of a tier that does not refuse.
 inline Plan tile(Tier tier, const Problem& problem, const DeviceLimits& device) {
   if (tier == Tier::kStep) {
-    const TileSize chosen = step_large(problem, device) ? kStepLarge : kStepSmall;
-    return {tier, 1, chosen.units, chosen.batch, 0};
+    const int planes = problem.backward ? 1 : gate_count(problem.cell);
+    const bool large = step_large(problem, planes, device);
+    const StepTileSize size = step_tile(planes, large);
+    return {tier, large, 1, size.units, size.batch, step_shared_bytes(planes, large)};
   }
-  const int ctas = tier == Tier::kCta ? 1 : spread(problem, device.multiprocessors);
-  const int padded = int(round_up(problem.hidden_size, kUnitMultiple)), units = padded / ctas;
-  const int size = element_size(problem.product);
-  const int state = problem.backward ? grad_planes(problem.cell) : 1;  // planes exchanged per unit
-  const int gates = problem.backward ? saved_planes(problem.cell) + 2 : gate_count(problem.cell);
-  return {tier, ctas, units, kTileBatch, kTileBatch * size * (2 * state * padded + 4 * gates * units)};
+  const int padded = int(round_up(problem.hidden_size, kUnitMultiple));
+  if (tier == Tier::kCta) return {tier, false, 1, padded, kTileBatch, problem.cta_shared_bytes};
+  const int most = tier == Tier::kCluster ? device.largest_cluster : int(device.multiprocessors / problem.directions);
+  const int ctas = spread(problem, most);
+  return {tier, false, ctas, padded / ctas, kTileBatch, int(exchange_shared_bytes(problem, ctas))};
 }
 
 // The fastest compiled tier that can run the problem (`compiled`: one bit per tier), or `forced` and no other (its name;

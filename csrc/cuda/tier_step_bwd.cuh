@@ -33,7 +33,7 @@ RNNFAST_DEVICE const Element* following_grads(const StepBackward<Element>& call,
 
 template <Product kProduct, Cell kCell, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_backward(const __grid_constant__ StepBackward<StepElement<kProduct>> call, int step) {
+    step_backward(const __grid_constant__ StepBackward<ElementOf<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, 1, kLarge>;
   using Element = typename Tile::Element;
   using Maths = CellMath<ExactMath>;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kStepThreads)
 // step >= 0: grad_projected of that step. step = -1: grad_hx. Tiles are of P in place of H.
 template <Product kProduct, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_grad_state(const __grid_constant__ StepBackward<StepElement<kProduct>> call, int step) {
+    step_grad_state(const __grid_constant__ StepBackward<ElementOf<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, 1, kLarge>;
   using Element = typename Tile::Element;
   unsigned char* const shared = shared_memory();
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kStepThreads)
 
 // All steps of a layer on `stream`. The first error ends it.
 template <Product kProduct, Cell kCell, bool kLarge>
-cudaError_t launch_step_backward_tile(const StepBackward<StepElement<kProduct>>& call, cudaStream_t stream) {
+cudaError_t launch_step_backward_tile(const StepBackward<ElementOf<kProduct>>& call, cudaStream_t stream) {
   using Tile = StepTile<kProduct, 1, kLarge>;
   const auto grad_state = [&](int step) {
     return launch_tiles<Tile>(step_grad_state<kProduct, kLarge>, call.output_size, call, step, stream);
@@ -171,7 +171,7 @@ cudaError_t launch_step_backward_tile(const StepBackward<StepElement<kProduct>>&
 
 template <Product kProduct>
 cudaError_t run_step_backward(const StepBackward<void>& layer, bool large, cudaStream_t stream) {
-  const auto call = std::bit_cast<StepBackward<StepElement<kProduct>>>(layer);
+  const auto call = std::bit_cast<StepBackward<ElementOf<kProduct>>>(layer);
   switch (call.cell) {
     case Cell::kRnn:
       return large ? launch_step_backward_tile<kProduct, Cell::kRnn, true>(call, stream)

@@ -15,7 +15,7 @@
 
 #include "plan.h"
 #include "position.cuh"
-#include "tier_step.h"
+#include "tiers.h"
 #include "tier_step_product.cuh"
 
 namespace rnnfast::cuda {
@@ -27,10 +27,10 @@ RNNFAST_DEVICE bool nothing_to_do(const Shape& shape, int t, int first_b) {
 
 template <Product kProduct, Cell kCell, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_forward(const __grid_constant__ StepForward<StepElement<kProduct>> call, int step) {
+    step_forward(const __grid_constant__ StepForward<ElementOf<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, gate_count(kCell), kLarge>;
   using Element = typename Tile::Element;
-  using Maths = CellMath<typename StepArithmetic<kProduct>::Math>;
+  using Maths = CellMath<typename Arithmetic<kProduct>::Activations>;
   constexpr int kGates = gate_count(kCell);
   unsigned char* const shared = shared_memory();
   const int d = int(blockIdx.z), t = d ? call.steps - 1 - step : step;
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kStepThreads)
 // h = W_hr (o tanh(c)); tiles are of P in place of H.
 template <Product kProduct, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_project(const __grid_constant__ StepForward<StepElement<kProduct>> call, int step) {
+    step_project(const __grid_constant__ StepForward<ElementOf<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, 1, kLarge>;
   using Element = typename Tile::Element;
   unsigned char* const shared = shared_memory();
@@ -154,7 +154,7 @@ cudaError_t launch_tiles(void (*kernel)(Call, int), int64_t units, const Call& c
 }
 
 template <Product kProduct, Cell kCell, bool kLarge>
-cudaError_t launch_step_forward_tile(const StepForward<StepElement<kProduct>>& call, cudaStream_t stream) {
+cudaError_t launch_step_forward_tile(const StepForward<ElementOf<kProduct>>& call, cudaStream_t stream) {
   using Tile = StepTile<kProduct, gate_count(kCell), kLarge>;
   using ProjectTile = StepTile<kProduct, 1, kLarge>;
   for (int step = 0; step < call.steps; ++step) {
@@ -171,7 +171,7 @@ cudaError_t launch_step_forward_tile(const StepForward<StepElement<kProduct>>& c
 
 template <Product kProduct>
 cudaError_t run_step_forward(const StepForward<void>& layer, bool large, cudaStream_t stream) {
-  const auto call = std::bit_cast<StepForward<StepElement<kProduct>>>(layer);
+  const auto call = std::bit_cast<StepForward<ElementOf<kProduct>>>(layer);
   switch (call.cell) {
     case Cell::kRnn:
       return large ? launch_step_forward_tile<kProduct, Cell::kRnn, true>(call, stream)

@@ -20,56 +20,30 @@
 // is copied element by element.
 #pragma once
 
-#include "layer.h"
-#include "math.cuh"
-#include "primitives.cuh"
+#include "plan.h"
+#include "product.cuh"
 
 namespace rnnfast::cuda {
 
-constexpr int kStepWarps = 4;
 constexpr int kStepThreads = 32 * kStepWarps;
-constexpr int kSlabBytes = 64;
 constexpr int kPieceBytes = 16;
-
-// The element type of a product, and the activations that its accuracy allows in forward.
-template <Product kProduct>
-struct StepArithmetic {
-  using Element = float;
-  using Math = ExactMath;
-};
-template <>
-struct StepArithmetic<Product::kBfloat16> {
-  using Element = __nv_bfloat16;
-  using Math = ApproximateMath;
-};
-template <>
-struct StepArithmetic<Product::kHalf> {
-  using Element = __half;
-  using Math = ExactMath;
-};
-template <Product kProduct>
-using StepElement = typename StepArithmetic<kProduct>::Element;
 
 template <Product kProduct_, int kPlanes_, bool kLarge>
 struct StepTile {
   static constexpr Product kProduct = kProduct_;
-  using Element = StepElement<kProduct>;
+  using Element = ElementOf<kProduct>;
   static constexpr int kPlanes = kPlanes_;
-  // One plane alone (backward, projection) has fewer rows of weight, so a large tile takes more units.
-  static constexpr int kUnits = !kLarge ? 16 : kPlanes == 1 ? 64 : 32;
-  static constexpr int kBatch = kLarge ? 64 : 16;
-  static constexpr int kSplit = kLarge ? 1 : kStepWarps;
-  static constexpr int kSlabs = kLarge ? 2 : 4;  // of a stage; the small tile's warps take one each
-  static constexpr int kStages = 3;
+  static constexpr StepTileSize kSize = step_tile(kPlanes, kLarge);
+  static constexpr int kUnits = kSize.units, kBatch = kSize.batch, kSplit = kSize.split, kSlabs = kSize.slabs;
+  static constexpr int kStages = kStepStages;
 
   static constexpr int kRows = kPlanes * kUnits;
   static constexpr int kWarpsAlongRows = kLarge ? 2 : 1, kWarpsAlongBatch = kLarge ? 2 : 1;
   static constexpr int kRowTiles = kRows / 16 / kWarpsAlongRows;     // m16 tiles of a warp
   static constexpr int kBatchTiles = kBatch / 8 / kWarpsAlongBatch;  // n8 tiles of a warp
   static constexpr int kSumStride = kBatch + 1;                      // odd, against bank conflicts
-  static constexpr int kPipelineBytes = kStages * kSlabs * (kRows + kBatch) * kSlabBytes;
-  static constexpr int kSumBytes = kSplit * kRows * kSumStride * int(sizeof(float));
-  static constexpr int kSharedBytes = kPipelineBytes > kSumBytes ? kPipelineBytes : kSumBytes;
+  static constexpr int kSharedBytes = step_shared_bytes(kPlanes, kLarge);
+  static_assert(kSharedBytes >= kSplit * kRows * kSumStride * int(sizeof(float)), "the sums take the pipeline's place");
   static constexpr int kCells = kUnits * kBatch / kStepThreads;  // (unit, batch row) pairs of a thread
 };
 

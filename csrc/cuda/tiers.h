@@ -1,4 +1,5 @@
-// What the host hands to tier step: a layer, its weights in the form that the tier reads, scratch. No torch, no device code.
+// The tiers as the host sees them. No torch and no device code: element types are void, which only kernels know; the
+// definitions bit-cast them. Each function launches on `stream`; the first error ends it.
 #pragma once
 
 #include "layer.h"
@@ -10,6 +11,18 @@
 #endif
 
 namespace rnnfast::cuda {
+
+// ---- tier CTA (tier_cta.cu)
+
+template <Product kProduct>
+cudaError_t run_cta_forward(const ForwardLayer<void>& layer, cudaStream_t stream);
+template <Product kProduct>
+cudaError_t run_cta_backward(const BackwardLayer<void>& layer, cudaStream_t stream);
+// Dynamic shared memory of the kernel that serves the shape.
+template <Product kProduct>
+int cta_shared_bytes(const Shape& shape, bool backward);
+
+// ---- tier step (inst_step_*.cu)
 
 // A weight as the product reads it: rows 16-byte aligned, K padded by zeros to whole 16 bytes.
 template <class Element>
@@ -37,8 +50,6 @@ struct StepBackward : BackwardLayer<Element> {
   bool aligned_projected;  // the same of grad_projected and P
 };
 
-// All steps of a layer, launched on `stream`; the first error ends it. Defined in tier_step_{fwd,bwd}.cuh, instantiated
-// in inst_step_*.cu. Element types are void here because only device code knows them.
 template <Product kProduct>
 cudaError_t run_step_forward(const StepForward<void>& call, bool large, cudaStream_t stream);
 template <Product kProduct>
