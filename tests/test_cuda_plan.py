@@ -22,7 +22,7 @@ SHIM = """
 using namespace rnnfast;
 using namespace rnnfast::cuda;
 extern "C" int choose_plan(const int* p, const int* d, unsigned compiled, const char* forced, int* out, char* reason) {
-  const Problem problem{Cell(p[0]), Product(p[1]), p[2] != 0, p[4] != 0, p[3], p[4] ? p[4] : p[3], p[5], p[6]};
+  const Problem problem{Cell(p[0]), Product(p[1]), p[2] != 0, p[4] != 0, p[3], p[4] ? p[4] : p[3], p[5], p[6], p[7]};
   const DeviceLimits device{d[0], d[1], d[2], d[3], d[4] != 0};
   Plan plan{};
   std::string text;
@@ -75,8 +75,8 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def plan(library):
-    def choose(gpu, cell, product, H, B=1, D=1, proj=0, backward=False, compiled=ALL, forced=None):
-        numbers = (ctypes.c_int * 7)(CELLS[cell], PRODUCTS[product], backward, H, proj, B, D)
+    def choose(gpu, cell, product, H, B=1, D=1, proj=0, backward=False, compiled=ALL, forced=None, cta_bytes=0):
+        numbers = (ctypes.c_int * 8)(CELLS[cell], PRODUCTS[product], backward, H, proj, B, D, cta_bytes)
         out, reason = (ctypes.c_int * 5)(), ctypes.create_string_buffer(256)
         forced = forced.encode() if forced else None
         limits = (ctypes.c_int * 5)(*GPUS[gpu])
@@ -136,7 +136,7 @@ def test_every_plan_fits_its_device(plan, gpu, cell, backward):
                 chosen = plan(gpu, cell, product, H, B, D, backward=backward)
                 assert isinstance(chosen, Plan), chosen
                 assert chosen.shared_bytes <= limits.shared_per_block, (product, H, B, chosen)
-                if chosen.tier != "step":
+                if chosen.tier in ("cluster", "group"):
                     gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
                     padded = -(-H // 32) * 32
                     assert gates * padded * padded * size <= chosen.ctas * (128 << 10)
@@ -153,8 +153,19 @@ def test_only_compiled_tiers_are_chosen(plan):
     assert plan("H200", "lstm", "bf16", 256, compiled=0b1001).tier == "step"
 
 
-def test_a_projection_takes_tier_step(plan):
-    assert plan("H200", "lstm", "bf16", 64, proj=32).tier == "step"
+def test_a_projection_stays_on_one_cta_or_takes_tier_step(plan):
+    assert plan("H200", "lstm", "bf16", 64, proj=32).tier == "cta"
+    assert plan("H200", "lstm", "bf16", 256, proj=32).tier == "step"
+    assert "no second product" in plan("H200", "lstm", "bf16", 256, proj=32, forced="cluster")
+    assert "smaller than hidden_size" in plan("H200", "lstm", "bf16", 64, proj=64, forced="cta")
+
+
+def test_tier_cta_needs_the_shared_memory_of_its_kernel(plan):
+    assert plan("RTX 4090", "lstm", "f32", 64, cta_bytes=100 << 10).tier != "cta"
+    assert plan("H200", "lstm", "f32", 64, cta_bytes=100 << 10) == ("cta", 1, 64, 8, 100 << 10)
+    assert plan("RTX 4090", "lstm", "f32", 64, forced="cta", cta_bytes=100 << 10) == (
+        "tier cta: it needs more shared memory than a CTA has"
+    )
 
 
 def test_large_tiles_where_they_fill_half_of_the_device(plan):
@@ -170,17 +181,16 @@ def test_a_forced_tier_is_taken_or_refused_with_the_reason(plan):
     assert plan("H200", "lstm", "bf16", 64, forced="step").tier == "step"
     assert plan("H200", "lstm", "bf16", 64, forced="cta").tier == "cta"
     for gpu, H, B, tier, reason in (
-        ("H200", 256, 1, "cta", "tier cta: weight_hh exceeds the 128 KiB of registers of one CTA"),
+        ("H200", 256, 1, "cta", "tier cta: weight_hh exceeds the registers of one CTA"),
         ("H200", 64, 1, "cluster", "tier cluster: weight_hh fits one CTA"),
         ("A100", 256, 1, "cluster", "tier cluster: clusters need compute capability 9.0 or newer"),
-        ("H200", 1024, 1, "cluster", "tier cluster: weight_hh exceeds the registers of the largest cluster"),
+        ("H200", 1024, 1, "cluster", "tier cluster: weight_hh exceeds the registers of all CTAs"),
         ("H200", 1024, 256, "group", "tier group: the batch is too large for the groups that fit the device"),
-        ("H200", 2048, 1, "group", "tier group: weight_hh of all directions exceeds the registers of the device"),
+        ("H200", 2048, 1, "group", "tier group: weight_hh exceeds the registers of all CTAs"),
         ("H200", 64, 1, "block", "RNNFAST_TIER: expected cta, cluster, group or step, got block"),
     ):
         assert plan(gpu, "lstm", "bf16", H, B, forced=tier) == reason
     assert plan("H200", "lstm", "bf16", 64, forced="cta", compiled=0b1000) == "tier cta: it is not compiled in"
-    assert "only tier step" in plan("H200", "lstm", "bf16", 64, proj=32, forced="cta")
 
 
 def test_an_old_device_is_refused_what_it_lacks(plan):
