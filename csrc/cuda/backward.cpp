@@ -40,6 +40,15 @@ void check_backward(const LayerInputs& in, const Call& call, const Incoming& gra
 
 void run_cta(Call& call, const LayerInputs& in, BackwardLayer<void> layer) {
   call.ready_weights(in, layer.weights);
+  // The states' gradients are the kernel's last step anyway; it writes them somewhere.
+  const LayerSizes& sizes = call.sizes;
+  std::optional<Tensor> grad_hx, grad_cx;
+  if (!layer.grad_hx) {
+    grad_hx = call.new_tensor({sizes.directions, sizes.batch, sizes.output_size()});
+    grad_cx = call.new_tensor({sizes.directions, sizes.batch, sizes.hidden_size});
+    layer.grad_hx = write(grad_hx);
+    layer.grad_cx = write(grad_cx);
+  }
   check(with_product(call.product, [&]<Product kProduct>() { return run_cta_backward<kProduct>(layer, call.stream); }),
         "backward, tier CTA");
 }
