@@ -203,7 +203,15 @@ class BuildLibrary(build_ext):
 
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             objects = list(pool.map(compiled, commands))
-        link = [*compiler, *FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")), "-shared", *objects, "-o", str(library)]
+        link = [
+            *compiler,
+            *FLAGS,
+            *shlex.split(os.environ.get("CXXFLAGS", "")),
+            "-shared",
+            *objects,
+            "-o",
+            str(library),
+        ]
         # libtorch_cpu must be named: Python loads torch privately, so nothing is found that is not a dependency.
         link += [*shlex.split(os.environ.get("LDFLAGS", "")), f"-L{TORCH_FOUND.root}/lib", *libraries]
         library.parent.mkdir(parents=True, exist_ok=True)

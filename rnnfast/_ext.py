@@ -71,7 +71,7 @@ def cuda_plan(
 ) -> str:
     """How the CUDA kernels run such a layer, "tier step: ..." say, or "refused: " and the reason why they do not.
 
-    `cell` is "rnn", "gru" or "lstm". With `namespace` EMULATOR_NAMESPACE the emulator answers, for its pretended device.
+    `cell` is "rnn", "gru" or "lstm". With `namespace` EMULATOR_NAMESPACE the emulator answers for its own device.
     """
     plan = getattr(torch.ops, namespace)._cuda_plan
     return plan(cell, str(dtype).removeprefix("torch."), hidden_size, proj_size, batch, directions, backward, device)

@@ -80,7 +80,9 @@ def check_tf32(case: Case) -> None:
     parameters = {name: parameter.detach().clone() for name, parameter in stock.named_parameters()}
     with tf32():
         actual = run(case, data, layer_forward(case, data, list(parameters.values())), parameters, case.dtype)
-    errors = {name: max_error(actual[name], truth) / max(float(truth.abs().max()), 1e-3) for name, truth in reference.items()}
+    errors = {
+        name: max_error(actual[name], truth) / max(float(truth.abs().max()), 1e-3) for name, truth in reference.items()
+    }
     assert max(errors.values()) <= CEILING[torch.float16], errors
     if case.H > 4 and case.T > 1:
         assert errors["output"] > 1e-6, f"no product was rounded to TF32: {errors}"

@@ -89,7 +89,9 @@ class Machine:
         names = zipfile.ZipFile(wheels[0]).namelist() if wheels else []
         libraries = {Path(name).name for name in names if name.endswith(".so")}
         output = done.stdout + done.stderr
-        return Build(bool(wheels), libraries, wheels[0].name if wheels else "", output, self.log("c++"), self.log("nvcc"))
+        return Build(
+            bool(wheels), libraries, wheels[0].name if wheels else "", output, self.log("c++"), self.log("nvcc")
+        )
 
 
 @pytest.fixture

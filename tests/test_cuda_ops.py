@@ -92,7 +92,7 @@ def near(actual: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def shifted(value):
-    """The same numbers one element further on in memory: contiguous, at an address that is a multiple of one element."""
+    """The same numbers one element further on in memory: contiguous, but at an address of no alignment."""
     if isinstance(value, list):
         return [shifted(tensor) for tensor in value]
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.numel() == 0:

@@ -27,10 +27,13 @@ RNNFAST_DEVICE int64_t index_stride() { return int64_t(gridDim.x) * kThreads; }
 template <class Run>
 cudaError_t with_element(Product product, Run&& run) {
   switch (product) {
-    case Product::kBfloat16: return run(__nv_bfloat16());
-    case Product::kHalf: return run(__half());
+    case Product::kBfloat16:
+      return run(__nv_bfloat16());
+    case Product::kHalf:
+      return run(__half());
     case Product::kTf32:
-    case Product::kExact: return run(float());
+    case Product::kExact:
+      return run(float());
   }
   return cudaErrorInvalidConfiguration;
 }
@@ -99,8 +102,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Element>
-__global__ void __launch_bounds__(kThreads) cell_outputs_kernel(const __grid_constant__ Shape shape,
-                                                                const Element* gates, const float* c, Element* cells) {
+__global__ void __launch_bounds__(kThreads)
+    cell_outputs_kernel(const __grid_constant__ Shape shape, const Element* gates, const float* c, Element* cells) {
   const int64_t H = shape.hidden_size;
   for (int64_t i = first_index(); i < shape.directions * shape.rows * H; i += index_stride())
     cells[i] = from_float<Element>(to_float(gates[i / H * 4 * H + 3 * H + i % H]) * ExactMath::tanh(c[i]));
@@ -117,10 +120,10 @@ cudaError_t sum_biases(const BiasSum& call, cudaStream_t stream) {
 }
 
 cudaError_t clamp_lengths(const void* lengths, bool wide, int32_t* clamped, int batch, int steps, cudaStream_t stream) {
-  return wide ? launch_over(batch, stream, clamp_lengths_kernel<int64_t>, static_cast<const int64_t*>(lengths),
-                       clamped, batch, steps)
-              : launch_over(batch, stream, clamp_lengths_kernel<int32_t>, static_cast<const int32_t*>(lengths),
-                       clamped, batch, steps);
+  return wide ? launch_over(batch, stream, clamp_lengths_kernel<int64_t>, static_cast<const int64_t*>(lengths), clamped,
+                            batch, steps)
+              : launch_over(batch, stream, clamp_lengths_kernel<int32_t>, static_cast<const int32_t*>(lengths), clamped,
+                            batch, steps);
 }
 
 cudaError_t write_schedule(const int64_t* batch_sizes, int64_t steps, int64_t* offsets, int32_t* lengths,
@@ -151,7 +154,7 @@ cudaError_t gather_previous(Product product, const Shape& shape, const void* out
   return with_element(product, [&](auto element) {
     using Element = decltype(element);
     return launch_over(count, stream, gather_previous_kernel<Element>, shape, static_cast<const Element*>(output),
-                  static_cast<const Element*>(hx), static_cast<Element*>(previous));
+                       static_cast<const Element*>(hx), static_cast<Element*>(previous));
   });
 }
 
@@ -161,7 +164,7 @@ cudaError_t cell_outputs(Product product, const Shape& shape, const void* gates,
   return with_element(product, [&](auto element) {
     using Element = decltype(element);
     return launch_over(count, stream, cell_outputs_kernel<Element>, shape, static_cast<const Element*>(gates), c,
-                  static_cast<Element*>(cells));
+                       static_cast<Element*>(cells));
   });
 }
 

@@ -22,8 +22,8 @@ struct BiasSum {
 };
 cudaError_t sum_biases(const BiasSum& call, cudaStream_t stream);
 
-// lengths int32 [B] of int32 or int64 ones anywhere in between; out-of-range values become 0 or T, so that no kernel can
-// leave its tensors and the host need not wait to look at them.
+// lengths int32 [B] of int32 or int64 ones anywhere in between; out-of-range values become 0 or T, so that no kernel
+// can leave its tensors and the host need not wait to look at them.
 cudaError_t clamp_lengths(const void* lengths, bool wide, int32_t* clamped, int batch, int steps, cudaStream_t stream);
 
 // offsets int64 [T] and lengths int32 [B] of a packed batch. batch_sizes [T] is host memory; it travels as arguments of

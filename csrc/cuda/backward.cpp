@@ -153,7 +153,8 @@ void weight_gradients(Call& call, const LayerInputs& in, const BackwardLayer<voi
       copy(own[3], part(gru ? H : 0, G));
     }
     if (sizes.proj_size)
-      multiply(own[each - 1], view(*grad_projected, {P, N}, {1, P}, d * N * P), view(*cells, {N, H}, {H, 1}, d * N * H));
+      multiply(own[each - 1], view(*grad_projected, {P, N}, {1, P}, d * N * P),
+               view(*cells, {N, H}, {H, 1}, d * N * H));
   }
 }
 

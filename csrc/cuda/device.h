@@ -44,8 +44,7 @@ inline DeviceLimits query_limits(int32_t device) {
     return value;
   };
   DeviceLimits limits{};
-  limits.capability =
-      10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  limits.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
   limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   limits.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   // 16 where 8 is the portable limit: data-centre devices (9.0, 10.x); others with clusters stay at 8.
@@ -58,7 +57,7 @@ inline DeviceLimits query_limits(int32_t device) {
 // Asked once per device: ten attributes would take microseconds of every call.
 inline const DeviceLimits& limits_of(int32_t device) {
   static std::mutex mutex;
-  static std::vector<std::unique_ptr<DeviceLimits>> known;
+  static std::vector<std::unique_ptr<DeviceLimits> > known;
   const std::lock_guard<std::mutex> lock(mutex);
   if (size_t(device) >= known.size()) known.resize(size_t(device) + 1);
   if (!known[size_t(device)]) known[size_t(device)] = std::make_unique<DeviceLimits>(query_limits(device));

@@ -51,7 +51,8 @@ void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer
   if (sizes.proj_size) cells = call.new_tensor({sizes.directions, sizes.batch, sizes.hidden_size});
   step.carry = write<float>(carry);
   step.cells = write(cells);
-  step.aligned = call.rows_aligned(layer.output, sizes.output_size()) && call.rows_aligned(layer.hx, sizes.output_size());
+  step.aligned =
+      call.rows_aligned(layer.output, sizes.output_size()) && call.rows_aligned(layer.hx, sizes.output_size());
   step.aligned_cells = call.rows_aligned(step.cells, sizes.hidden_size);
   check(with_product(call.product,
                      [&]<Product kProduct>() { return run_step_forward<kProduct>(step, large, call.stream); }),

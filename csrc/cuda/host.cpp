@@ -76,9 +76,8 @@ Call::Call(const LayerInputs& in)
 Plan Call::plan(const LayerInputs& in, bool backward) const {
   Plan plan{};
   std::string refusal;
-  STD_TORCH_CHECK(
-      find_plan(problem_of(product, backward, dense_shape(in), sizes.proj_size > 0), limits, plan, refusal),
-      "rnnfast: no CUDA kernel takes this layer; ", refusal);
+  STD_TORCH_CHECK(find_plan(problem_of(product, backward, dense_shape(in), sizes.proj_size > 0), limits, plan, refusal),
+                  "rnnfast: no CUDA kernel takes this layer; ", refusal);
   return plan;
 }
 

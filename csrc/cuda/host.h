@@ -1,4 +1,5 @@
-// What forward and backward of a layer share on the host: the plan of a call, its rows, its weights as kernels want them.
+// What forward and backward of a layer share on the host: the plan of a call, its rows, its weights as kernels want
+// them.
 #pragma once
 
 #include <optional>
@@ -74,10 +75,14 @@ class Call {
 template <class Run>
 cudaError_t with_product(Product product, Run&& run) {
   switch (product) {
-    case Product::kBfloat16: return run.template operator()<Product::kBfloat16>();
-    case Product::kHalf: return run.template operator()<Product::kHalf>();
-    case Product::kTf32: return run.template operator()<Product::kTf32>();
-    case Product::kExact: return run.template operator()<Product::kExact>();
+    case Product::kBfloat16:
+      return run.template operator()<Product::kBfloat16>();
+    case Product::kHalf:
+      return run.template operator()<Product::kHalf>();
+    case Product::kTf32:
+      return run.template operator()<Product::kTf32>();
+    case Product::kExact:
+      return run.template operator()<Product::kExact>();
   }
   return cudaErrorInvalidConfiguration;
 }

@@ -1,5 +1,5 @@
-// Which kernel runs a layer: a pure function of sizes, the way of multiplying and the device's limits, so that it can be tested on
-// any machine (tests/test_cuda_plan.py). Nothing here calls CUDA.
+// Which kernel runs a layer: a pure function of sizes, the way of multiplying and the device's limits, so that it can
+// be tested on any machine (tests/test_cuda_plan.py). Nothing here calls CUDA.
 //
 // Four tiers, fastest first. In the first three W_hh stays on chip for the whole sequence, in registers: 8 warps of 128
 // words per lane hold 128 KiB per CTA (more spills, see notes on registers in csrc/README.md).
@@ -23,11 +23,11 @@ constexpr const char* kTierNames[kTiers] = {"cta", "cluster", "group", "step"};
 constexpr int element_size(Product product) { return is_16_bit(product) ? 2 : 4; }
 
 struct DeviceLimits {
-  int capability;       // 10 * major + minor
-  int multiprocessors;  // SMs
-  int shared_per_block; // bytes that one CTA may have when it asks for them
-  int largest_cluster;  // CTAs; 1: none. Above 8 the size is "non-portable" and must be asked for
-  bool cooperative;     // co-resident launches of the whole grid
+  int capability;        // 10 * major + minor
+  int multiprocessors;   // SMs
+  int shared_per_block;  // bytes that one CTA may have when it asks for them
+  int largest_cluster;   // CTAs; 1: none. Above 8 the size is "non-portable" and must be asked for
+  bool cooperative;      // co-resident launches of the whole grid
 };
 
 struct Problem {
@@ -42,11 +42,11 @@ struct Problem {
 
 struct Plan {
   Tier tier;
-  bool large;       // of tier step's two tiles
-  int ctas;         // that hold one copy of W_hh
-  int tile_units;   // units per CTA
-  int tile_batch;   // rows of the batch per CTA
-  int shared_bytes; // dynamic shared memory per CTA
+  bool large;        // of tier step's two tiles
+  int ctas;          // that hold one copy of W_hh
+  int tile_units;    // units per CTA
+  int tile_batch;    // rows of the batch per CTA
+  int shared_bytes;  // dynamic shared memory per CTA
 };
 
 constexpr int64_t kRegisterBytes = 128 * 1024;  // of weights per CTA in the resident tiers
@@ -69,8 +69,8 @@ inline int spread(const Problem& problem, int most) {
   return ctas;
 }
 
-// Dynamic shared memory of a CTA that exchanges h: two buffers of all units' h (backward: gate gradients) and a ring of 4
-// steps of its own units' gates_x (backward: saved gates, c and grad_output).
+// Dynamic shared memory of a CTA that exchanges h: two buffers of all units' h (backward: gate gradients) and a ring of
+// 4 steps of its own units' gates_x (backward: saved gates, c and grad_output).
 inline int64_t exchange_shared_bytes(const Problem& problem, int ctas) {
   const int64_t padded = round_up(problem.hidden_size, kUnitMultiple);
   const int64_t state = problem.backward ? grad_planes(problem.cell) : 1;
@@ -134,18 +134,22 @@ inline const char* refuse_group(const Problem& problem, const DeviceLimits& devi
 inline const char* refuse(Tier tier, const Problem& problem, const DeviceLimits& device) {
   if (const char* reason = refuse_any(problem, device)) return reason;
   switch (tier) {
-    case Tier::kCta: return refuse_cta(problem, device);
-    case Tier::kCluster: return refuse_cluster(problem, device);
-    case Tier::kGroup: return refuse_group(problem, device);
-    case Tier::kStep: return nullptr;
+    case Tier::kCta:
+      return refuse_cta(problem, device);
+    case Tier::kCluster:
+      return refuse_cluster(problem, device);
+    case Tier::kGroup:
+      return refuse_group(problem, device);
+    case Tier::kStep:
+      return nullptr;
   }
   return "unknown tier";
 }
 
 // ---- tiles
 
-// Tier step has two tiles. The large one reads W_hh once for 64 rows; the small one has 4 to 8 times the CTAs and splits
-// K over its warps, and is taken until the large one can fill half of the device (estimate, to be measured).
+// Tier step has two tiles. The large one reads W_hh once for 64 rows; the small one has 4 to 8 times the CTAs and
+// splits K over its warps, and is taken until the large one can fill half of the device (estimate, to be measured).
 struct StepTileSize {
   int units, batch;
   int split;  // parts of K, one per warp
@@ -185,10 +189,10 @@ inline Plan tile(Tier tier, const Problem& problem, const DeviceLimits& device) 
   return {tier, false, ctas, padded / ctas, kTileBatch, int(exchange_shared_bytes(problem, ctas))};
 }
 
-// The fastest compiled tier that can run the problem (`compiled`: one bit per tier), or `forced` and no other (its name;
-// null or empty: none). Where none can, the reason is in `refusal`.
-inline bool choose(const Problem& problem, const DeviceLimits& device, unsigned compiled, const char* forced, Plan& plan,
-                   std::string& refusal) {
+// The fastest compiled tier that can run the problem (`compiled`: one bit per tier), or `forced` and no other (its
+// name; null or empty: none). Where none can, the reason is in `refusal`.
+inline bool choose(const Problem& problem, const DeviceLimits& device, unsigned compiled, const char* forced,
+                   Plan& plan, std::string& refusal) {
   const std::string wanted = forced ? forced : "";
   bool known = wanted.empty();
   for (int i = 0; i < kTiers; ++i) {

@@ -15,9 +15,7 @@ RNNFAST_DEVICE int64_t first_row(const Shape& shape, int64_t t) {
   return shape.offsets ? shape.offsets[t] : t * shape.batch;
 }
 
-RNNFAST_DEVICE int length_of(const Shape& shape, int b) {
-  return shape.lengths ? shape.lengths[b] : shape.steps;
-}
+RNNFAST_DEVICE int length_of(const Shape& shape, int b) { return shape.lengths ? shape.lengths[b] : shape.steps; }
 
 RNNFAST_DEVICE Position position(const Shape& shape, int direction, int t, int b) {
   const int length = length_of(shape, b);

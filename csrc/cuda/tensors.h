@@ -27,7 +27,8 @@ struct Place {
   int32_t device_type, device_index;
 };
 
-// Uninitialized and contiguous. torch::stable::new_empty looks its operator up by name, which takes three times as long.
+// Uninitialized and contiguous. torch::stable::new_empty looks its operator up by name, which takes three times as
+// long.
 inline Tensor empty(Place place, ScalarType type, std::initializer_list<int64_t> sizes) {
   int64_t strides[4], stride = 1;  // nothing here has more dimensions
   for (size_t i = sizes.size(); i-- > 0;) {

@@ -21,7 +21,7 @@ int cta_shared_bytes(const Shape& shape, bool backward) {
   return (backward ? cta_backward_resources<kProduct>(shape) : cta_forward_resources<kProduct>(shape)).shared_bytes;
 }
 
-#define RNNFAST_INSTANTIATE(product)                                                                  \
+#define RNNFAST_INSTANTIATE(product)                                                                 \
   template cudaError_t run_cta_forward<Product::product>(const ForwardLayer<void>&, cudaStream_t);   \
   template cudaError_t run_cta_backward<Product::product>(const BackwardLayer<void>&, cudaStream_t); \
   template int cta_shared_bytes<Product::product>(const Shape&, bool);

@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kStepThreads)
       grads[0] = from_float<Element>(Maths::rnn_backward(dh, h, call.relu));
     } else if constexpr (kCell == Cell::kGru) {
       if (!at.last) dh += call.carry[state];
-      const float h = at.first ? incoming(call.hx, state)
-                               : to_float(call.output[at.previous * call.directions * H + d * H + u]);
+      const float h =
+          at.first ? incoming(call.hx, state) : to_float(call.output[at.previous * call.directions * H + d * H + u]);
       const auto grad = Maths::gru_backward(dh, to_float(gates[0]), to_float(gates[H]), to_float(gates[2 * H]),
                                             to_float(gates[3 * H]), h);
       grads[0] = from_float<Element>(grad.n_x);

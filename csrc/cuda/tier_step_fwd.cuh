@@ -15,8 +15,8 @@
 
 #include "plan.h"
 #include "position.cuh"
-#include "tiers.h"
 #include "tier_step_product.cuh"
+#include "tiers.h"
 
 namespace rnnfast::cuda {
 
@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kStepThreads)
     float gate[kGates];
 #pragma unroll
     for (int plane = 0; plane < kGates; ++plane)
-      gate[plane] = to_float(x[plane * H]) + (kCell == Cell::kGru && plane == 2 ? 0.0f : sum_at<Tile>(shared, plane, tile_u, tile_b));
+      gate[plane] = to_float(x[plane * H]) +
+                    (kCell == Cell::kGru && plane == 2 ? 0.0f : sum_at<Tile>(shared, plane, tile_u, tile_b));
     float h;
     if constexpr (kCell == Cell::kRnn) {
       h = Maths::rnn_forward(gate[0], call.relu);

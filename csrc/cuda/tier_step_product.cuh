@@ -88,8 +88,8 @@ RNNFAST_DEVICE void copy_unaligned(unsigned char* target, const Element* row, in
 // `row_of(b)` gives the state row of batch row b of the tile, or null for zeros. `aligned`: rows are 16-byte aligned
 // and k_size is a multiple of 16 bytes.
 template <class Tile, class RowOf>
-RNNFAST_DEVICE void step_product(unsigned char* shared, const WeightRows<typename Tile::Element>& weight,
-                                             RowOf row_of, int64_t k_size, bool aligned) {
+RNNFAST_DEVICE void step_product(unsigned char* shared, const WeightRows<typename Tile::Element>& weight, RowOf row_of,
+                                 int64_t k_size, bool aligned) {
   using Element = typename Tile::Element;
   constexpr int kElements = kPieceBytes / int(sizeof(Element));
   constexpr int kPieces = Tile::kSlabs * kSlabBytes / kPieceBytes;  // of a row in a stage

@@ -35,8 +35,8 @@ template <class Element>
 struct StepForward : ForwardLayer<Element> {
   AlignedWeight<Element> recurrent[kMaxDirections];   // weight_hh [G*H, P]
   AlignedWeight<Element> projection[kMaxDirections];  // weight_hr [P, H]
-  float* carry;        // [D, B, H]: c between steps; LSTM's inference only
-  Element* cells;      // [D, B, H]: o tanh(c); projected only
+  float* carry;                                       // [D, B, H]: c between steps; LSTM's inference only
+  Element* cells;                                     // [D, B, H]: o tanh(c); projected only
   bool aligned;        // rows of hx and output are 16-byte aligned, P is a multiple of 16 bytes
   bool aligned_cells;  // the same of cells and H
 };
@@ -45,7 +45,7 @@ template <class Element>
 struct StepBackward : BackwardLayer<Element> {
   AlignedWeight<Element> recurrent[kMaxDirections];   // weight_hh^T [P, G*H]
   AlignedWeight<Element> projection[kMaxDirections];  // weight_hr^T [H, P]
-  float* carry;            // [D, B, H]: between steps LSTM's dc, GRU's dh z
+  float* carry;                                       // [D, B, H]: between steps LSTM's dc, GRU's dh z
   bool aligned;            // rows of grad_gates that W_hh multiplies are 16-byte aligned, G*H is a multiple of 16 bytes
   bool aligned_projected;  // the same of grad_projected and P
 };
