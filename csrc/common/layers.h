@@ -1,5 +1,4 @@
-// One layer with all its directions, forward and backward: what each library implements and
-// operators.h registers.
+// One layer with all its directions, forward and backward: what a library implements and operators.h registers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

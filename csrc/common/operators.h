@@ -1,4 +1,4 @@
-// The operators, from schema to layer and back, alike for every library: include once, and call
+// The operators, from schema to layer and back, alike for every library: include once, then call
 // implement_operators(m). Schemas: rnnfast/ops.py.
 #pragma once
 

@@ -2,7 +2,7 @@
 // be tested on any machine (tests/test_cuda_plan.py). Nothing here calls CUDA.
 //
 // Four tiers, fastest first. In the first three W_hh stays on chip for the whole sequence, in registers: 8 warps of 128
-// words per lane hold 128 KiB per CTA (more spills, see notes on registers in csrc/README.md).
+// words per lane hold 128 KiB per CTA and more spills.
 //   cta      one CTA per batch tile and direction holds all of W_hh
 //   cluster  2, 4, 8 or 16 CTAs, each a slice of units; they exchange h through distributed shared memory
 //   group    co-resident CTAs on the whole device; they exchange h through global memory, so they wait for each other
