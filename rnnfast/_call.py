@@ -71,10 +71,7 @@ def fits(call: Call) -> bool:
     states = call.states
     if states is None:
         return True
-    if packed:
-        batch = states[0].size(1) if compiling else int(batch_sizes[0])
-    else:
-        batch = _batch(call)
+    batch = states[0].size(1) if packed and compiling else batch_of(call)
     ahead = (batch,) if call.step else (call.num_layers * directions, batch)
     shape = (*ahead, output_size)
     for state in states:
@@ -103,14 +100,17 @@ def _descending(batch_sizes: Tensor, rows: int) -> bool:
     return bool(sizes) and sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
 
 
-def _batch(call: Call) -> int:
+def batch_of(call: Call) -> int:
+    """The number of batch rows, of a packed call too."""
+    if call.batch_sizes is not None:
+        return int(call.batch_sizes[0])
     return call.input.size(0 if call.batch_first or call.step else 1)
 
 
 def zeros(call: Call) -> tuple[Tensor, ...]:
     """Initial states of zeros, like torch.nn's in the dtype of the input."""
     input, directions = call.input, 2 if call.bidirectional else 1
-    batch = _batch(call) if call.batch_sizes is None else int(call.batch_sizes[0])
+    batch = batch_of(call)
     rows, output_size = call.weights[0].size(0), call.weights[1].size(1)
     hidden_size = rows // CELLS[call.cell].gates
     shape = (batch,) if call.step else (call.num_layers * directions, batch)

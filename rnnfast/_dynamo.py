@@ -30,7 +30,7 @@ def _allow_ours(builder: ModuleType) -> None:
     @functools.wraps(wrap_module)
     def wrap_module_or_ours(self, value):
         # Without kernels of ours, torch's own operator would unroll: then leave Dynamo its graph break.
-        if isinstance(value, _Recurrent) and not select.CPU.unavailable():
+        if isinstance(value, _Recurrent) and not (select.CPU.unavailable() and select.TRITON.unavailable()):
             with builder.config.patch(allow_rnn=True):
                 return wrap_module(self, value)
         return wrap_module(self, value)

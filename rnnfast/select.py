@@ -4,6 +4,8 @@ The decision is made once per call, for the whole stack of layers, from what is 
 dtypes, devices and modes, never values. `explain` asks the same `choose` that the call asks.
 """
 
+import functools
+import importlib.metadata
 import os
 import threading
 import warnings
@@ -15,8 +17,9 @@ import torch
 from torch import _C, Tensor, compiler
 from torch.autograd import forward_ad
 
-from . import _ext, autograd, reference
+from . import _ext, autograd, reference, triton
 from ._call import Call, autocast_dtype, fits
+from .triton import operators
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -78,14 +81,56 @@ def _cpu_refuses(call: Call) -> str | None:
     return None
 
 
+OLDEST_TRITON = (3, 6)
+
+
+def _triton_missing() -> str | None:
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "Triton is not installed"
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+        return f"it needs Triton >= {'.'.join(map(str, OLDEST_TRITON))}, this is {version}"
+    return None
+
+
+_TRITON_MISSING = _triton_missing()
+
+
+def _triton_unavailable() -> str | None:
+    if _TRITON_MISSING is None and not triton.interpreted and not torch.cuda.is_available():
+        return "there is no CUDA device; with TRITON_INTERPRET=1 in the environment it takes CPU tensors, slowly"
+    return _TRITON_MISSING
+
+
+def _triton_refuses(call: Call) -> str | None:
+    if not call.input.is_cuda and not (triton.interpreted and call.input.device.type == "cpu"):
+        return f"it runs on CUDA tensors, not on {call.input.device.type}"
+    if (
+        call.input.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+        and autocast_dtype(call.input.device) is None
+    ):
+        return f"it has no kernel for {call.input.dtype}"
+    if requested() != TRITON.name:
+        return "no GPU has measured it yet, so it must be asked for: rnnfast.backend('triton')"
+    return None if compiler.is_compiling() else operators.refuses(call)
+
+
 def _aten_refuses(call: Call) -> str | None:
     return None if call.lengths is None else "torch's own operator knows no `lengths`"
 
 
 CPU = Backend("cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer, autograd.step)
+TRITON = Backend(
+    "triton",
+    _triton_unavailable,
+    _triton_refuses,
+    functools.partial(autograd.layer, namespace="rnnfast_triton"),
+    functools.partial(autograd.step, namespace="rnnfast_triton"),
+)
 ATEN = Backend("aten", lambda: None, _aten_refuses, None, None)
 REFERENCE = Backend("reference", lambda: None, lambda call: None, reference.layer, reference.step)
-BACKENDS = {backend.name: backend for backend in (CPU, ATEN, REFERENCE)}  # in the order of preference
+BACKENDS = {backend.name: backend for backend in (CPU, TRITON, ATEN, REFERENCE)}  # in the order of preference
 
 
 class _Request(threading.local):

@@ -1,0 +1,132 @@
+"""What the kernels of the three cells share: where a row lies, products, activations and the barrier between programs.
+
+Every kernel walks the steps of a tile of BLOCK_B batch rows in one direction and has three KINDs, which differ in who
+holds h and the recurrent weights:
+
+    WHOLE  one program owns all units. Weights are loaded once and h stays on the chip for the whole sequence.
+    GROUP  the programs of a batch tile own BLOCK_H units each. Forward holds its slice of the weights; backward's
+           product, with few columns and 4H rows, would not fit into registers, so it streams them from L2 in blocks of
+           BLOCK_K. h goes through `output`, gate gradients through `grad_gates`, with a barrier after every step: all
+           programs must run at the same time, which a cooperative launch guarantees.
+    STEP   as GROUP, but one launch does one step, and weights stream in forward too.
+
+Rows: step t of batch row b lies at t * batch + b, and where batch_sizes are given at offsets[t] + b. Direction 1 walks
+each row from its own last step to step 0. Outside its length a row is not touched.
+"""
+
+import triton
+import triton.language as tl
+
+WHOLE = tl.constexpr(0)
+GROUP = tl.constexpr(1)
+STEP = tl.constexpr(2)
+
+PADDED = tl.constexpr(0)  # RAGGED: every row has all steps
+LENGTHS = tl.constexpr(1)  # padded rows with lengths
+PACKED = tl.constexpr(2)  # the rows of a PackedSequence
+
+
+@triton.jit
+def row_lengths(lengths, b, steps, batch, RAGGED: tl.constexpr):
+    """int32 [BLOCK_B]; 0 for rows beyond the batch, so that t < length says all about a row."""
+    if RAGGED == PADDED:
+        return tl.where(b < batch, steps, 0)
+    length = tl.load(lengths + b, mask=b < batch, other=0).to(tl.int32)
+    return tl.minimum(tl.maximum(length, 0), steps)
+
+
+@triton.jit
+def row_ends(length, direction):
+    """int32 [BLOCK_B] each: a row's first step and its last, in the order of this direction."""
+    return tl.where(direction == 0, 0, length - 1), tl.where(direction == 0, length - 1, 0)
+
+
+@triton.jit
+def first_row(t, steps, batch, offsets, RAGGED: tl.constexpr):
+    """int64: where the rows of step t begin; some row for a t outside 0..steps-1, whose rows nobody uses."""
+    t = tl.minimum(tl.maximum(t, 0), steps - 1)
+    if RAGGED == PACKED:
+        return tl.load(offsets + t)
+    return t.to(tl.int64) * batch
+
+
+@triton.jit
+def row_before(t, begin, hx_rows, output, rows_before, WIDTH: tl.constexpr, P: tl.constexpr):
+    """Pointers [BLOCK_B] to the h [P] that step t starts from: hx at a row's first step, else the row before.
+
+    The compiler cannot see through the choice that all are aligned, which the launcher promises (layers.aligned).
+    """
+    before = tl.where(t == begin, hx_rows, output + rows_before * WIDTH)
+    if P % 8 == 0:
+        before = tl.multiple_of(before, 16)
+    return before
+
+
+@triton.jit
+def product(a, b, accumulator, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+    """accumulator + a @ b in float32. UPCAST: the interpreter has no bfloat16 products; those of floats are exact."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def streamed_product(
+    a, a_mask, b, b_mask, accumulator, K: tl.constexpr, B_STRIDE: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """accumulator + A @ B by blocks of BLOCK_K: row m of A at pointer a[m], column n of B at b[n] in steps of B_STRIDE.
+
+    A may be what other programs wrote a step ago: `.cg` reads it from L2, never from this processor's L1.
+    """
+    k = tl.arange(0, BLOCK_K)
+    for block in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        inside = block + k < K
+        reached = a_mask[:, None] & inside[None, :]
+        rows = tl.load(a[:, None] + (block + k)[None, :], mask=reached, other=0.0, cache_modifier=".cg")
+        places = (block + k).to(tl.int64) * B_STRIDE
+        columns = tl.load(b[None, :] + places[:, None], mask=b_mask[None, :] & inside[:, None], other=0.0)
+        accumulator = product(rows, columns, accumulator, PRECISION, UPCAST)
+    return accumulator
+
+
+@triton.jit
+def tanh(x):
+    """Within 2e-7, absolutely and, thanks to the odd polynomial, relatively; float32."""
+    e = tl.exp(-2.0 * tl.abs(x))
+    large = (1.0 - e) / (1.0 + e)
+    square = x * x
+    series = 62.0 / 2835 * square - 17.0 / 315
+    series = (series * square + 2.0 / 15) * square - 1.0 / 3
+    small = x + x * square * series
+    return tl.where(tl.abs(x) < 0.3, small, tl.where(x < 0, -large, large))
+
+
+@triton.jit
+def interleave(first, second, third, fourth):
+    """Four [B, N] as one [B, 4N] whose column 4n + g is column n of the g-th."""
+    pairs = tl.join(tl.join(first, third), tl.join(second, fourth))
+    return tl.reshape(pairs, (first.shape[0], 4 * first.shape[1]))
+
+
+@triton.jit
+def separate(joined):
+    """The inverse of `interleave`."""
+    even, odd = tl.split(tl.reshape(joined, (joined.shape[0], joined.shape[1] // 4, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
+
+
+@triton.jit
+def wait_for_group(arrivals, step):
+    """Returns when every program of this batch tile and direction has finished `step`, and its stores are visible.
+
+    The acquire stays inside the loop: Triton 3.6 drops one whose result nobody reads.
+    """
+    tl.debug_barrier()  # all stores of this program before the release
+    tl.atomic_add(arrivals, 1, sem="release", scope="gpu")
+    while tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu") < (step + 1) * tl.num_programs(0):
+        pass
+    tl.debug_barrier()

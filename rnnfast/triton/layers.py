@@ -1,0 +1,350 @@
+"""One layer through the Triton kernels: products with the input, launches, results; the operators of rnnfast_triton.
+
+No synchronisation with the device and no read of its memory, so a call can be captured in a CUDA graph. The recurrence
+is ours, the large products before and after it are torch's.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .._call import Call, autocast_dtype, batch_of
+from ..ops import CELLS
+from ..precision import float32_products
+from . import interpreted
+from .gru import gru_backward, gru_forward
+from .lstm import lstm_backward, lstm_forward, lstm_project, lstm_unproject
+from .plan import KINDS, Device, Plan, plan
+from .rnn import rnn_backward, rnn_forward
+from .rows import Layer, check_results, layer_of, previous_h, zero_padding
+
+
+def device_of(tensor: Tensor) -> Device:
+    """The limits of the GPU that a tensor is on; the interpreter, which has none, plays an H200."""
+    if not tensor.is_cuda:
+        return Device("interpreter", (9, 0), 232_448, 132)
+    properties = torch.cuda.get_device_properties(tensor.device)
+    capability = properties.major, properties.minor
+    return Device(
+        properties.name, capability, properties.shared_memory_per_block_optin, properties.multi_processor_count
+    )
+
+
+def products_of(dtype: torch.dtype) -> str:
+    """What `plan` calls the recurrent products of tensors of a dtype."""
+    return float32_products() if dtype is torch.float32 else "16-bit"
+
+
+def plan_of(layer: Layer, input: Tensor, backward: bool) -> Plan | str:
+    """The plan of one pass of a layer, or why there is none."""
+    return plan(
+        layer.cell, backward, layer.hidden_size, layer.output_size, layer.batch, layer.directions,
+        products_of(input.dtype), device_of(input), interpreted,
+    )  # fmt: skip
+
+
+def refuses(call: Call) -> str | None:
+    """Why one of the two passes of a stack of layers has no plan, or None."""
+    gates, output_size = CELLS[call.cell].gates, call.weights[1].size(1)
+    hidden_size = call.weights[1].size(0) // gates
+    dtype = autocast_dtype(call.input.device) or call.input.dtype
+    for backward in (False, True):
+        chosen = plan(
+            call.cell.split("_")[0], backward, hidden_size, output_size, batch_of(call), 1 + call.bidirectional,
+            products_of(dtype), device_of(call.input), interpreted,
+        )  # fmt: skip
+        if isinstance(chosen, str):
+            return chosen
+    return None
+
+
+class _Kernel:
+    """A kernel and its arguments. From its second launch on, Triton's look-up of the compiled form is skipped."""
+
+    def __init__(self, kernel, grid: tuple[int, int, int], config, arguments: dict[str, Any], cooperative=False):
+        self.kernel, self.grid = kernel, grid
+        self.arguments = {name: arguments.get(name) for name in kernel.arg_names}
+        self.options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+        if cooperative:
+            self.options["launch_cooperative_grid"] = True
+        self.compiled = None
+
+    def launch(self, **steps: int) -> None:
+        self.arguments.update(steps)
+        if self.compiled is None:
+            self.compiled = self.kernel[self.grid](**self.arguments, **self.options)  # None in the interpreter
+        else:
+            self.compiled[self.grid](*self.arguments.values())
+
+
+@contextlib.contextmanager
+def _on(tensor: Tensor) -> Iterator[None]:
+    """Launches go to the current device: make it that of the tensors."""
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+        yield
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Contiguous and on a 16-byte boundary, as kernels load it; a copy where it is not."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _arguments(layer: Layer, chosen: Plan, input: Tensor, weights: dict[str, list[Tensor]]) -> dict[str, Any]:
+    """What all kernels take: sizes, rows, tiles, and the weights of both directions."""
+    config = chosen.config
+    products = float32_products() if input.dtype is torch.float32 else "ieee"  # no choice in 16 bits
+    arguments = dict(
+        steps=layer.steps, batch=layer.batch, rows=layer.rows, lengths=layer.lengths, offsets=layer.offsets,
+        H=layer.hidden_size, P=layer.output_size, D=layer.directions, RAGGED=layer.ragged, KIND=KINDS[chosen.kind],
+        BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, STAGES=config.stages,
+        PRECISION=products, UPCAST=interpreted and input.dtype is torch.bfloat16,
+    )  # fmt: skip
+    for name, tensors in weights.items():
+        arguments[name], arguments[f"{name}_reverse"] = aligned(tensors[0]), aligned(tensors[-1])
+    return arguments
+
+
+def _weights(layer: Layer, weights: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """The weights by name, of each direction."""
+    names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * layer.has_biases + ["weight_hr"] * layer.projected
+    return {name: list(weights[i :: len(names)]) for i, name in enumerate(names)}
+
+
+def _grid(layer: Layer, chosen: Plan, columns: int) -> tuple[int, int, int]:
+    """Programs over units, batch rows and directions."""
+    config = chosen.config
+    tiles = 1 if chosen.kind == "whole" else triton.cdiv(columns, config.block_h)
+    return tiles, triton.cdiv(layer.batch, config.block_b), layer.directions
+
+
+def _project_input(layer: Layer, input: Tensor, by_name: dict[str, list[Tensor]]) -> Tensor:
+    """gates_x [D, rows, G*H]: x W_ih^T with all biases that can be added here; the GRU's b_hn cannot."""
+    rows = input.reshape(layer.rows, layer.input_size)
+    gates_x = input.new_empty(layer.directions, layer.rows, by_name["weight_ih"][0].size(0))
+    for d, weight_ih in enumerate(by_name["weight_ih"]):
+        if not layer.has_biases:
+            torch.mm(rows, weight_ih.t(), out=gates_x[d])
+            continue
+        bias = by_name["bias_hh"][d]
+        if layer.cell == "gru":
+            bias = torch.cat([bias[: 2 * layer.hidden_size], bias.new_zeros(layer.hidden_size)])
+        torch.addmm(by_name["bias_ih"][d] + bias, rows, weight_ih.t(), out=gates_x[d])
+    return gates_x
+
+
+def forward(
+    cell: str,
+    relu: bool,
+    save: bool,
+    input: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """(output, *final states, *saved tensors if `save`) of one layer; see ops.py."""
+    layer = layer_of(cell, input, states, weights, batch_sizes, lengths)
+    chosen = plan_of(layer, input, backward=False)
+    if isinstance(chosen, str):
+        raise RuntimeError(f"rnnfast_triton::{cell}: {chosen}")
+    with _on(input):
+        return _forward(layer, chosen, relu, save, input, states, weights)
+
+
+def _forward(layer, chosen, relu, save, input, states, weights):
+    hidden_size, directions, batch = layer.hidden_size, layer.directions, layer.batch
+    state_shapes = [(directions, batch, layer.output_size), (directions, batch, hidden_size)][: len(states)]
+    states = [
+        input.new_zeros(shape) if state is None else aligned(state)
+        for state, shape in zip(states, state_shapes, strict=True)
+    ]
+    by_name = _weights(layer, weights)
+    output_shape = (*input.shape[:-1], directions * layer.output_size)
+    output = input.new_zeros(output_shape) if layer.padding else input.new_empty(output_shape)
+    final = [torch.empty_like(state) for state in states]
+    if layer.ragged:
+        final[0].copy_(states[0])  # a row of length 0 keeps its hx
+    saved = []
+    if save and layer.cell != "rnn":
+        saved.append(input.new_empty(directions, layer.rows, 4 * hidden_size))
+    if save and layer.cell == "lstm":
+        saved.append(input.new_empty(directions, layer.rows, hidden_size, dtype=torch.float32))
+    if batch == 0:
+        return (output, *final, *saved)
+    gates_x = _project_input(layer, input, by_name)
+    if save and layer.cell == "lstm":
+        saved[0] = gates_x  # the kernel puts the activated gates in their place
+
+    arguments = _arguments(layer, chosen, input, by_name) | dict(
+        gates_x=gates_x, hx=states[0], output=output, h_n=final[0], gates=saved[0] if saved else output, SAVE=save,
+        RELU=relu, arrivals=_arrivals(layer, chosen, input),
+    )  # fmt: skip
+    if layer.cell == "gru":
+        biases = [bias[2 * hidden_size :] for bias in by_name.get("bias_hh", [])]
+        biases = biases or [input.new_zeros(hidden_size)]
+        arguments |= dict(bias_hn=biases[0], bias_hn_reverse=biases[-1])
+    if layer.cell == "lstm":
+        # One step per launch carries c from launch to launch, in float32 as inside the others.
+        c = states[1].to(torch.float32, copy=True) if chosen.kind == "step" else None
+        arguments |= dict(
+            cx=states[1] if c is None else c, c_n=final[1] if c is None else c,
+            c_saved=saved[1] if saved else output,
+            hidden=input.new_empty(directions, batch, hidden_size) if c is not None and layer.projected else output,
+        )  # fmt: skip
+        for name in ("weight_hr", "weight_hr_reverse"):
+            arguments.setdefault(name, output)
+    kernel = {"rnn": rnn_forward, "gru": gru_forward, "lstm": lstm_forward}[layer.cell]
+    main = _Kernel(kernel, _grid(layer, chosen, hidden_size), chosen.config, arguments, chosen.kind == "group")
+    if chosen.kind != "step":
+        main.launch(first=0, last=layer.steps)
+        return (output, *final, *saved)
+    project = None
+    if layer.projected:
+        project = _Kernel(lstm_project, _grid(layer, chosen, layer.output_size), chosen.config, arguments)
+    for s in range(layer.steps):
+        main.launch(first=s, last=s + 1)
+        if project:
+            project.launch(s=s)
+    if layer.cell == "lstm":
+        final[1] = c.to(input.dtype)
+    return (output, *final, *saved)
+
+
+def _arrivals(layer: Layer, chosen: Plan, input: Tensor) -> Tensor:
+    """The counters of GROUP's barriers, zero at first: one per batch tile and direction."""
+    count = triton.cdiv(layer.batch, chosen.config.block_b) * layer.directions if chosen.kind == "group" else 1
+    return torch.zeros(count, dtype=torch.int32, device=input.device)
+
+
+def backward(
+    cell: str,
+    relu: bool,
+    grads: Sequence[Tensor | None],
+    input: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    output: Tensor,
+    saved: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> tuple[Tensor | list[Tensor], ...]:
+    """(grad_input, *grads of the states, [grads of the weights]); `grads` of output and final states, None for zero."""
+    layer = layer_of(cell, input, states, weights, batch_sizes, lengths)
+    chosen = plan_of(layer, input, backward=True)
+    if isinstance(chosen, str):
+        raise RuntimeError(f"rnnfast_triton::{cell}: {chosen}")
+    check_results(layer, input, grads, output, saved)
+    with _on(input):
+        return _backward(layer, chosen, relu, grads, input, states, weights, output, saved, needs)
+
+
+def _backward(layer, chosen, relu, grads, input, states, weights, output, saved, needs):
+    need_input, need_states, need_weights = needs
+    hidden_size, directions, batch = layer.hidden_size, layer.directions, layer.batch
+    state_shapes = [(directions, batch, layer.output_size), (directions, batch, hidden_size)][: len(states)]
+    if batch == 0 or not any(needs):
+        return _no_gradients(input, state_shapes, weights, needs)
+    states = [
+        input.new_zeros(shape) if state is None else aligned(state)
+        for state, shape in zip(states, state_shapes, strict=True)
+    ]
+    grad_output, *grad_states = (grad if grad is None else aligned(grad) for grad in grads)
+    grad_states = [
+        input.new_zeros(shape) if grad is None else grad for grad, shape in zip(grad_states, state_shapes, strict=True)
+    ]
+    by_name = _weights(layer, weights)
+    planes = 1 if layer.cell == "rnn" else 4
+    new = input.new_zeros if layer.padding else input.new_empty  # what no kernel writes enters the products below
+    grad_gates = new(directions, layer.rows, planes * hidden_size)
+    grad_projected = new(directions, layer.rows, layer.output_size) if layer.projected else grad_gates
+    grad_final = [torch.empty_like(state) for state in states]
+    arguments = _arguments(layer, chosen, input, by_name) | dict(
+        grad_output=output if grad_output is None else grad_output, GRAD_OUTPUT=grad_output is not None, RELU=relu,
+        grad_h_n=grad_states[0], output=output, hx=states[0], gates=saved[0] if saved else output,
+        grad_gates=grad_gates, grad_hx=grad_final[0], arrivals=_arrivals(layer, chosen, input),
+    )  # fmt: skip
+    step = chosen.kind == "step"
+    if layer.cell == "gru":
+        carry = input.new_zeros(state_shapes[0], dtype=torch.float32) if step else grad_gates
+        arguments |= dict(carry_state=carry)
+    if layer.cell == "lstm":
+        dc = grad_states[1].to(torch.float32, copy=True) if step else None
+        arguments |= dict(
+            cx=states[1], c_saved=saved[1], grad_projected=grad_projected,
+            grad_c_n=grad_states[1] if dc is None else dc, grad_cx=grad_final[1] if dc is None else dc,
+        )  # fmt: skip
+        for name in ("weight_hr", "weight_hr_reverse"):
+            arguments.setdefault(name, output)
+    kernel = {"rnn": rnn_backward, "gru": gru_backward, "lstm": lstm_backward}[layer.cell]
+    main = _Kernel(kernel, _grid(layer, chosen, hidden_size), chosen.config, arguments, chosen.kind == "group")
+    if not step:
+        main.launch(first=0, last=layer.steps)
+    else:
+        unproject = None
+        if layer.projected:
+            unproject = _Kernel(lstm_unproject, _grid(layer, chosen, layer.output_size), chosen.config, arguments)
+        for s in range(layer.steps):
+            if unproject:
+                unproject.launch(s=s)
+            main.launch(first=s, last=s + 1)
+        if need_states:
+            main.launch(first=layer.steps, last=layer.steps)
+        if layer.cell == "lstm":
+            grad_final[1] = dc.to(input.dtype)
+
+    grad_input, grad_weights = _products(
+        layer, input, states[0], by_name, output, saved, grad_gates, grad_projected, needs
+    )
+    empty = [input.new_empty(0) for _ in states]
+    return grad_input, *(grad_final if need_states else empty), grad_weights
+
+
+def _no_gradients(input, state_shapes, weights, needs):
+    """Where there is nothing to sum: zeros of what is wanted."""
+    need_input, need_states, need_weights = needs
+    return (
+        input.new_zeros(input.shape if need_input else 0),
+        *(input.new_zeros(shape if need_states else 0) for shape in state_shapes),
+        [weight.new_zeros(weight.shape if need_weights else 0) for weight in weights],
+    )
+
+
+def _products(layer, input, hx, by_name, output, saved, grad_gates, grad_projected, needs):
+    """The large products after the recurrence: the gradients of the input and of the weights."""
+    need_input, _, need_weights = needs
+    hidden_size = layer.hidden_size
+    grad_input = input.new_empty(0)
+    if need_input:
+        grad_rows = None
+        for d, weight_ih in enumerate(by_name["weight_ih"]):
+            gradient = grad_gates[d]
+            if layer.cell == "gru":  # n_x r z multiply x; W_ih has r z n
+                gradient, weight_ih = gradient[:, : 3 * hidden_size], weight_ih.roll(hidden_size, 0)
+            grad_rows = gradient @ weight_ih if grad_rows is None else grad_rows.addmm_(gradient, weight_ih)
+        grad_input = grad_rows.view(input.shape)
+    if not need_weights:
+        return grad_input, [
+            tensor.new_empty(0) for tensors in zip(*by_name.values(), strict=True) for tensor in tensors
+        ]
+    rows = zero_padding(layer, input).reshape(layer.rows, layer.input_size)
+    grad_weights = []
+    for d in range(layer.directions):
+        of_x = of_h = grad_gates[d]
+        if layer.cell == "gru":
+            of_x, of_h = of_x[:, : 3 * hidden_size], of_x[:, hidden_size:]
+        own = [of_x.t() @ rows, of_h.t() @ previous_h(layer, output, hx[d], d)]
+        if layer.has_biases:
+            own += [of_x.sum(0), of_h.sum(0)]
+        if layer.cell == "gru":  # n_x r z, in this order, to r z n
+            own[::2] = [tensor.roll(-hidden_size, 0) for tensor in own[::2]]
+        if layer.projected:
+            o = saved[0][d, :, 3 * hidden_size :]
+            own.append(grad_projected[d].t() @ zero_padding(layer, (o * torch.tanh(saved[1][d])).to(o.dtype)))
+        grad_weights += own
+    return grad_input, grad_weights

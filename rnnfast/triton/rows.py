@@ -1,0 +1,181 @@
+"""What the launchers know of one layer: its sizes, checked before any memory is touched, and where its rows lie."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .common import LENGTHS, PACKED, PADDED
+
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Layer(NamedTuple):
+    """Sizes and rows of one layer with all its directions; notation as in ops.py."""
+
+    cell: str  # "rnn", "gru" or "lstm"
+    steps: int
+    batch: int
+    rows: int  # T*B, or sum(batch_sizes)
+    input_size: int
+    hidden_size: int
+    output_size: int  # proj_size if projected
+    directions: int
+    has_biases: bool
+    ragged: int  # PADDED, LENGTHS or PACKED of common.py
+    lengths: Tensor  # [B] on the device; some tensor where PADDED
+    offsets: Tensor  # int64 [T], the first row of each step; some tensor where not PACKED
+
+    @property
+    def projected(self) -> bool:
+        return self.output_size != self.hidden_size
+
+    @property
+    def padding(self) -> bool:
+        """Whether there are rows at or after a row's length, which no kernel touches."""
+        return self.ragged == LENGTHS.value
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    _check(tensor.device == like.device, f"{name}: expected the device of input ({like.device}), got {tensor.device}")
+    _check(tensor.dtype == like.dtype, f"{name}: expected the dtype of input ({like.dtype}), got {tensor.dtype}")
+    _check(tensor.shape == tuple(shape), f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+
+
+def layer_of(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+) -> Layer:
+    """Raises RuntimeError, naming what was expected and what was given, for tensors that do not fit together."""
+    packed = batch_sizes is not None
+    hx = states[0]
+    _check(not packed or lengths is None, "batch_sizes and lengths: expected at most one of them, got both")
+    _check(input.dtype in DTYPES, f"input: expected float32, bfloat16 or float16, got {input.dtype}")
+    _check(input.layout is torch.strided, f"input: expected a strided tensor, got {input.layout}")
+    dims = 2 if packed else 3
+    _check(input.dim() == dims, f"input: expected {dims} dimensions, got shape {list(input.shape)}")
+    _check(not packed or hx is not None, "hx: expected a tensor with batch_sizes, got None")
+    _check(hx is None or hx.dim() == 3, "hx: expected [directions, batch, size]")
+
+    count, most = len(weights), 5 if cell == "lstm" else 4
+    directions = 2 if count > 5 or (count == 4 and weights[2].dim() == 2) else 1  # biases are vectors
+    each = count // directions
+    fits = count % directions == 0 and 2 <= each <= most and (each != 3 or cell == "lstm")
+    _check(fits, f"weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got {count}")
+    _check(weights[0].dim() == 2 and weights[1].dim() == 2, "weight_ih and weight_hh: expected 2 dimensions")
+    gate_rows, output_size = weights[0].size(0), weights[1].size(1)
+    _check(gate_rows % GATES[cell] == 0, f"weight_ih: expected {GATES[cell]} * hidden_size rows, got {gate_rows}")
+    hidden_size, input_size = gate_rows // GATES[cell], input.size(-1)
+    projected = each % 2 == 1
+    output_size = output_size if projected else hidden_size
+    batch = hx.size(1) if packed else input.size(1)
+    steps = batch_sizes.numel() if packed else input.size(0)
+    _check(steps > 0, f"input: expected at least one time step, got shape {list(input.shape)}")
+    positive = min(input_size, hidden_size, output_size) > 0
+    _check(positive, "expected input_size, hidden_size and proj_size above zero")
+    shapes = [(gate_rows, input_size), (gate_rows, output_size), (gate_rows,), (gate_rows,)][: each - projected]
+    shapes += [(output_size, hidden_size)] if projected else []
+    for i, weight in enumerate(weights):
+        _check_tensor(f"weights[{i}]", weight, shapes[i % each], input)
+    for name, state, size in zip(("hx", "cx"), states, (output_size, hidden_size), strict=False):
+        if state is not None:
+            _check_tensor(name, state, (directions, batch, size), input)
+
+    ragged, row_lengths, offsets = PADDED, input, input
+    if packed:
+        ragged = PACKED
+        offsets, row_lengths = _packed_rows(batch_sizes, batch, input)
+    elif lengths is not None:
+        _check(lengths.dtype in (torch.int32, torch.int64), f"lengths: expected int32 or int64, got {lengths.dtype}")
+        _check(lengths.device == input.device, f"lengths: expected {input.device}, got {lengths.device}")
+        _check(lengths.shape == (batch,), f"lengths: expected shape {[batch]}, got {list(lengths.shape)}")
+        if lengths.device.type == "cpu" and batch:
+            low, high = int(lengths.min()), int(lengths.max())
+            _check(low >= 0 and high <= steps, f"lengths: expected values from 0 to {steps}, got {low} to {high}")
+        ragged, row_lengths = LENGTHS, lengths.contiguous()
+    rows = input.size(0) if packed else steps * batch
+    return Layer(
+        cell, steps, batch, rows, input_size, hidden_size, output_size, directions, each >= 4,
+        ragged.value, row_lengths, offsets,
+    )  # fmt: skip
+
+
+def _packed_rows(batch_sizes: Tensor, batch: int, input: Tensor) -> tuple[Tensor, Tensor]:
+    """(offsets [T], lengths [B]), int64 on the device of input, by one copy and without waiting for it."""
+    kind = f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
+    good = batch_sizes.dtype is torch.int64 and batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu"
+    _check(good and batch_sizes.numel() > 0, f"batch_sizes: expected int64 [T] on the CPU, T > 0, got {kind}")
+    sizes = batch_sizes.tolist()
+    descending = sizes == sorted(sizes, reverse=True) and sizes[-1] > 0
+    _check(descending, f"batch_sizes: expected positive descending values, got {sizes}")
+    _check(sum(sizes) == input.size(0), f"batch_sizes: expected a sum of {input.size(0)} rows, got {sum(sizes)}")
+    _check(sizes[0] == batch, f"batch_sizes: expected hx of batch {sizes[0]}, got {batch}")
+    ends = batch_sizes.cumsum(0)
+    lengths = (batch_sizes[:, None] > torch.arange(batch)).sum(0)
+    both = torch.cat([ends - batch_sizes, lengths])
+    if input.is_cuda:
+        both = both.pin_memory().to(input.device, non_blocking=True)
+    return both[: len(sizes)], both[len(sizes) :]
+
+
+def check_results(
+    layer: Layer, input: Tensor, grads: Sequence[Tensor | None], output: Tensor, saved: Sequence[Tensor]
+) -> None:
+    """Raises RuntimeError for what a backward operator got from forward that does not fit."""
+    output_shape = (*input.shape[:-1], layer.directions * layer.output_size)
+    shapes = [(layer.directions, layer.batch, size) for size in (layer.output_size, layer.hidden_size)]
+    _check_tensor("output", output, output_shape, input)
+    _check(output.is_contiguous(), "output: expected the contiguous tensor of forward")
+    for name, grad, shape in zip(("output", "h_n", "c_n"), grads, (output_shape, *shapes), strict=False):
+        if grad is not None:
+            _check_tensor(f"grad_{name}", grad, shape, input)
+    for i, (tensor, planes) in enumerate(zip(saved, (4, 1), strict=False)):
+        shape = [layer.directions, layer.rows, planes * layer.hidden_size]
+        dtype = input.dtype if i == 0 else torch.float32
+        good = tensor.dtype == dtype and list(tensor.shape) == shape and tensor.is_contiguous()
+        kind = f"{tensor.dtype} {list(tensor.shape)}"
+        _check(good and tensor.device == input.device, f"saved_{i}: expected {dtype} {shape} of forward, got {kind}")
+
+
+def zero_padding(layer: Layer, rows: Tensor) -> Tensor:
+    """`rows` [T, B, N] or [T*B, N] with zeros at and after each row's length: 0 * NaN is not 0."""
+    if not layer.padding:
+        return rows
+    valid = torch.arange(layer.steps, device=rows.device)[:, None] < layer.lengths
+    return torch.where(valid[..., None], rows.reshape(layer.steps, layer.batch, -1), 0).view(rows.shape)
+
+
+def previous_h(layer: Layer, output: Tensor, hx: Tensor, direction: int) -> Tensor:
+    """[rows, P]: the h that each row of one direction started from; in padding any finite value."""
+    size = layer.output_size
+    output = output.view(layer.rows, -1)[:, direction * size : (direction + 1) * size]
+    if layer.ragged == PACKED.value:
+        return torch.cat([output, hx]).index_select(0, _previous_row(layer, direction))
+    if direction == 0:
+        return torch.cat([hx, output[: layer.rows - layer.batch]])
+    if layer.ragged == PADDED.value:
+        return torch.cat([output[layer.batch :], hx])
+    later = torch.cat([output[layer.batch :], hx]).view(layer.steps, layer.batch, size)
+    last = torch.arange(layer.steps, device=output.device)[:, None] == layer.lengths - 1
+    return torch.where(last[..., None], hx, later).view(layer.rows, size)
+
+
+def _previous_row(layer: Layer, direction: int) -> Tensor:
+    """int64 [rows] of a packed layer: the row of the step before, or rows + b where that is hx's."""
+    sizes = torch.diff(layer.offsets, append=layer.offsets.new_full((1,), layer.rows))
+    step = torch.repeat_interleave(sizes, output_size=layer.rows)  # the step of each row
+    b = torch.arange(layer.rows, device=sizes.device) - layer.offsets[step]
+    begins = step == (0 if direction == 0 else layer.lengths[b] - 1)
+    before = (step + (1 if direction else -1)).clamp(0, layer.steps - 1)
+    return torch.where(begins, layer.rows + b, layer.offsets[before] + b)
