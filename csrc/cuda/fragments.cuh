@@ -40,18 +40,25 @@ struct Operand {
 
   static RNNFAST_DEVICE int swizzle(int column) { return (column >> 1 & 3) << 5 ^ (column & 1) << 6; }
 
-  static RNNFAST_DEVICE void store_pair(unsigned char* operand, int column, int k, float a, float b) {
-    unsigned char* to = operand + column * kColumnBytes + ((k * int(sizeof(Element))) ^ swizzle(column));
-    Arithmetic<product>::store_pair(to, kPartBytes, a, b);
+  // Where element k (even) of a column lies.
+  static RNNFAST_DEVICE int offset(int column, int k) {
+    return column * kColumnBytes + ((k * int(sizeof(Element))) ^ swizzle(column));
+  }
+  // The place `chunks` (64 bytes) further than that of a k in the first chunks; the order of 128 bytes is all that
+  // differs.
+  static RNNFAST_DEVICE int further(int offset, int chunks) {
+    return (offset ^ (chunks % 2 * kChunkBytes)) + chunks / 2 * (2 * kChunkBytes);
+  }
+  static RNNFAST_DEVICE void store_pair(unsigned char* operand, int offset, float first, float second) {
+    Arithmetic<product>::store_pair(operand + offset, kPartBytes, first, second);
   }
 
-  // Where this lane's pieces start; piece(chunk) is relative to it.
+  // Where this lane's pieces of chunk 0 are.
   static RNNFAST_DEVICE int lane_offset(Lane lane) {
     return lane.group * kColumnBytes + ((lane.member * kPieceBytes) ^ swizzle(lane.group));
   }
   static RNNFAST_DEVICE uint4 load(const unsigned char* operand, int lane_offset, int part, int chunk) {
-    const int within = lane_offset ^ (chunk % 2 * kChunkBytes);  // columns start at multiples of 128 bytes
-    return *reinterpret_cast<const uint4*>(operand + within + chunk / 2 * 128 + part * kPartBytes);
+    return *reinterpret_cast<const uint4*>(operand + further(lane_offset, chunk) + part * kPartBytes);
   }
 };
 

@@ -184,10 +184,11 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
       unsigned char* projected = shared + Plan::kProjectedGrads;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        Plan::ProjectedGrads::store_pair(projected, column + j, unit(0), hidden[0][j], hidden[0][2 + j]);
+        Plan::ProjectedGrads::store_pair(projected, Plan::ProjectedGrads::offset(column + j, unit(0)), hidden[0][j],
+                                         hidden[0][2 + j]);
         if (active[j])
-          store_pair(layer.grad_projected + (row + j) * P, unit(0), P, projected_aligned, hidden[0][j],
-                     hidden[0][2 + j]);
+          store_pairs<1>(layer.grad_projected + (row + j) * P + unit(0), 0, P - unit(0), projected_aligned,
+                         column_of(hidden[0], j));
       }
       block_sync();
       projection.multiply(hidden, projected, Plan::ProjectedGrads::lane_offset(lane));
@@ -232,15 +233,15 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
             c[block][i] = has_previous[j] ? s : c[block][i];
           }
         }
+        const int offset = GateGrads::offset(column + j, u);
         constexpr int kFirst = Plan::kGradPlanes - Plan::kGates;  // GRU's n_x does not multiply W_hh
 #pragma unroll
         for (int m = 0; m < Plan::kGates; ++m)
-          GateGrads::store_pair(operand, column + j, m * kHidden + u, grad[0][kFirst + m], grad[1][kFirst + m]);
+          GateGrads::store_pair(operand, GateGrads::further(offset, m * Plan::kPlaneChunks), grad[0][kFirst + m],
+                                grad[1][kFirst + m]);
         if (active[j])
-#pragma unroll
-          for (int m = 0; m < Plan::kGradPlanes; ++m)
-            store_pair(layer.grad_gates + ((row + j) * Plan::kGradPlanes + m) * H, u, H, grads_aligned, grad[0][m],
-                       grad[1][m]);
+          store_pairs<Plan::kGradPlanes>(layer.grad_gates + (row + j) * Plan::kGradPlanes * H + u, H, H - u,
+                                         grads_aligned, [&](int m, int half) { return grad[half][m]; });
       }
     copy_wait<kStages - 2>();  // the next step's stage
     block_sync();
@@ -264,9 +265,10 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     for (int j = 0; j < 2; ++j) {
       if (sequence + j >= tile.batch) continue;
       const int64_t b = int64_t(direction) * tile.batch + sequence + j;
-      store_pair(layer.grad_hx + b * P, unit(block), P, false, dh[block][j], dh[block][2 + j]);
+      const int u = unit(block);
+      store_pairs<1>(layer.grad_hx + b * P + u, 0, P - u, false, column_of(dh[block], j));
       if constexpr (cell == Cell::kLstm)
-        store_pair(layer.grad_cx + b * H, unit(block), H, false, dc[block][j], dc[block][2 + j]);
+        store_pairs<1>(layer.grad_cx + b * H + u, 0, H - u, false, column_of(dc[block], j));
     }
   const int64_t grads = int64_t(Plan::kGradPlanes) * H;
   zero_tails(tile, layer.grad_gates + first_row * grads, grads, grads, lane, Plan::kWarps);
