@@ -92,7 +92,7 @@ struct RowStream {
   static constexpr int kGroups = kThreads / kGroup;
   static_assert(kThreads % kGroup == 0 && kGroups % kColumns == 0);
 
-  const unsigned char* source;  // this thread's first piece in row 0 of the tile; null: nothing to copy
+  const unsigned char* source;  // this thread's first piece in row 0 of the tile
   int row_bytes, width_bytes, piece;
 
   // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
@@ -100,8 +100,8 @@ struct RowStream {
       : row_bytes(row_size * int(sizeof(Element))),
         width_bytes(width * int(sizeof(Element))),
         piece(piece_bytes(rows, row_bytes | width_bytes)) {
-    source = reinterpret_cast<const unsigned char*>(rows);
-    if (rows) source += column() * int64_t(row_bytes) + first_plane() * width_bytes + member() * piece;
+    source = reinterpret_cast<const unsigned char*>(rows) + column() * int64_t(row_bytes) +
+             first_plane() * width_bytes + member() * piece;
   }
 
   static RNNFAST_DEVICE int column() { return int(threadIdx.x) / kGroup % kColumns; }
@@ -110,7 +110,7 @@ struct RowStream {
 
   // Begins to copy this thread's part of column column(): `row` is that of the tile's first sequence.
   RNNFAST_DEVICE void fetch(unsigned char* stage, int64_t row, bool wanted) const {
-    if (!wanted || source == nullptr) return;
+    if (!wanted) return;
     constexpr int kPlaneStep = kGroups / kColumns;
     const unsigned char* from = source + row * row_bytes;
     unsigned char* to = stage + column() * kColumnBytes + first_plane() * kPlaneBytes + member() * piece;
@@ -120,6 +120,15 @@ struct RowStream {
       if (i * kPlaneStep + first_plane() < kPlanes)
         copy_plane<kGroup, kPlaneBytes>(to + i * kPlaneStep * kPlaneBytes, from + i * kPlaneStep * width_bytes, bytes,
                                         piece);
+  }
+
+  // Writes a pair to where read() finds it: for rows that do not come from memory in this form.
+  static RNNFAST_DEVICE void put(unsigned char* stage, int column, int unit, float2 pair) {
+    unsigned char* to = stage + column * kColumnBytes + unit * int(sizeof(Element));
+    if constexpr (sizeof(Element) == 2)
+      *reinterpret_cast<uint32_t*>(to) = pack<Element>(pair.x, pair.y);
+    else
+      *reinterpret_cast<float2*>(to) = pair;
   }
 
   // Units unit and unit + 1 (unit even) of a plane.

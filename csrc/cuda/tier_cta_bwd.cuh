@@ -38,9 +38,11 @@ struct CtaBackward {
   static_assert(!kProjected || (cell == Cell::kLstm && kBlocks == 1));
 
   using GateGrads = Operand<product, kGates * kHidden>;
-  using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps>;
+  // Exact products need more registers beside the weights: two more sums, and high and low parts of what is multiplied.
+  static constexpr int kBudget = Arithmetic<product>::kParts == 2 ? kWeightBudget - 16 : kWeightBudget;
+  using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps, kBudget>;
   using ProjectedGrads = Operand<product, kHidden>;
-  using Projection = WeightTiles<product, 1, kHidden, kWarps, true>;
+  using Projection = WeightTiles<product, 1, kHidden, kWarps, 0>;
   using Stage = ColumnStage<product, kHidden>;
   static constexpr int kPlaneChunks = kHidden * int(sizeof(Element)) / kChunkBytes;
 
@@ -59,7 +61,8 @@ struct CtaBackward {
   static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
   static constexpr int kGateGrads = kProjectionWeights + (kProjected ? Projection::kSharedBytes : 0);
   static constexpr int kProjectedGrads = kGateGrads + 2 * GateGrads::kBytes;
-  static constexpr int kRing = kProjectedGrads + (kProjected ? ProjectedGrads::kBytes : 0);
+  static constexpr int kInitial = kProjectedGrads + (kProjected ? ProjectedGrads::kBytes : 0);  // hx or cx as a stage
+  static constexpr int kRing = kInitial + (cell == Cell::kRnn ? 0 : States::kStageBytes);
   static constexpr int kEnd = kRing + kStages * kStageBytes;
   static constexpr int kSharedBytes = max_of(kEnd, kGateGrads + kWarps * Stage::kBytes);
 };
@@ -122,6 +125,11 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
       const float2 last_dc = known && layer.grad_c_n ? load_pair(layer.grad_c_n + b * H, unit(block), H) : zero;
       dh[block][j] = last_dh.x, dh[block][2 + j] = last_dh.y;
       dc[block][j] = last_dc.x, dc[block][2 + j] = last_dc.y;
+      if constexpr (cell != Cell::kRnn) {
+        const Element* initial = cell == Cell::kLstm ? layer.cx : layer.hx;  // [D, B, H]
+        Plan::States::put(shared + Plan::kInitial, column + j, unit(block),
+                          known && initial ? load_pair(initial + b * H, unit(block), H) : zero);
+      }
       float2 last_c = zero;
       const int t = tile.time(0, true);
       if (cell == Cell::kLstm && t < lengths[j])
@@ -137,8 +145,7 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     else
       return typename Plan::States(layer.output + direction * P, outputs, P);
   }();
-  const typename Plan::Outputs output_stream(layer.grad_output ? layer.grad_output + direction * P : nullptr, outputs,
-                                             P);
+  const typename Plan::Outputs output_stream(layer.grad_output + direction * P, outputs, P);
   const int gate_length = tile.length(Plan::Gates::column()), state_length = tile.length(Plan::States::column());
   const int output_length = tile.length(Plan::Outputs::column());
   const auto stage_of = [&](int step) { return shared + Plan::kRing + step % kStages * Plan::kStageBytes; };
@@ -147,7 +154,7 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     if (step < tile.steps) {
       const int t = tile.time(step, true);
       if constexpr (cell != Cell::kRnn) gate_stream.fetch(stage_of(step), row, t < gate_length);
-      output_stream.fetch(stage_of(step) + Plan::kOutputsAt, row, t < output_length);
+      if (layer.grad_output) output_stream.fetch(stage_of(step) + Plan::kOutputsAt, row, t < output_length);
       unsigned char* states = stage_of(step) + Plan::kStatesAt;
       if constexpr (cell == Cell::kRnn)
         state_stream.fetch(states, row, t < state_length);
@@ -201,15 +208,12 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int u = unit(block);
-        float2 gate[4], state = Plan::States::read(stage + Plan::kStatesAt, column + j, 0, u);
+        const bool at_first = cell != Cell::kRnn && !has_previous[j];  // or not active
+        const unsigned char* states = at_first ? shared + Plan::kInitial : stage + Plan::kStatesAt;
+        float2 gate[4], state = Plan::States::read(states, column + j, 0, u);
         if constexpr (cell != Cell::kRnn) {
 #pragma unroll
           for (int m = 0; m < 4; ++m) gate[m] = Plan::Gates::read(stage, column + j, m, u);
-          if (active[j] && !has_previous[j]) {
-            const Element* initial = cell == Cell::kLstm ? layer.cx : layer.hx;
-            const int64_t b = int64_t(direction) * tile.batch + sequence + j;
-            state = initial ? load_pair(initial + b * H, u, H) : float2{0.f, 0.f};
-          }
         }
         float grad[2][4];
 #pragma unroll

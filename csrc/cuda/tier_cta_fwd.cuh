@@ -37,8 +37,9 @@ struct CtaForward {
   using State = Operand<product, kHidden>;
   using Gates = RowStream<Element, kGates, kHidden, kThreads>;
   using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps>;
-  static constexpr bool kShareProjection = Arithmetic<product>::kParts == 2;  // W_hh fills the registers
-  using Projection = WeightTiles<product, 1, kHidden, kWarps, kShareProjection>;
+  // What W_hh leaves of the registers.
+  static constexpr int kProjectionBudget = max_of(kWeightBudget - Recurrent::kWords, 0);
+  using Projection = WeightTiles<product, 1, kHidden, kWarps, kProjectionBudget>;
   using Stage = RowStage<product, kHidden>;
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or operands and ring.
