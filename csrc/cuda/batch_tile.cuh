@@ -1,7 +1,7 @@
 // A batch tile's sequences: which rows they have at a time, and how rows come from global into shared memory ahead.
 //
 // Tensors of rows keep PyTorch's layout, plane after plane of hidden_size elements: [rows, planes * H]. A ring of
-// kStages stages in shared memory holds the coming steps' rows. All threads copy them together, by cp.async in 16-byte
+// a few stages in shared memory holds the coming steps' rows. All threads copy them together, by cp.async in 16-byte
 // pieces, whatever the unit that a thread computes; the barrier that ends a step makes a stage visible to all.
 // A plane begins at a multiple of 64 bytes there, so lanes read aligned pairs even where H is odd: then cp.async cannot
 // copy (it wants source and destination aligned alike, 4 bytes at least) and pieces are narrower, down to one element.
@@ -11,8 +11,9 @@
 
 namespace rnnfast::cuda {
 
-// 4 stages: a copy has about 3 steps to arrive, 0.75 us at the shortest step (an estimate), the latency of a busy DRAM.
-constexpr int kStages = 4;
+// Stages of the ring. A copy has one step less to arrive: 0.75 us at the shortest step of 0.25 us (an estimate), the
+// latency of a busy DRAM. Exact steps are over twice as long, and their weights need the shared memory.
+constexpr int ring_stages(Product product) { return product == Product::kExact ? 3 : 4; }
 
 // 8 neighbouring sequences in one direction. Sequences beyond the batch have length 0.
 struct BatchTile {

@@ -29,6 +29,7 @@ template <Product product, Cell cell, int kHidden, bool kProjected>
 struct CtaBackward {
   using Element = ElementOf<product>;
   using Maths = CellMath<ExactMath>;
+  static constexpr int kStages = ring_stages(product);
   static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
   static constexpr int kSavedPlanes = saved_planes(cell);
   static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
@@ -38,8 +39,8 @@ struct CtaBackward {
   static_assert(!kProjected || (cell == Cell::kLstm && kBlocks == 1));
 
   using GateGrads = Operand<product, kGates * kHidden>;
-  // Exact products need more registers beside the weights: two more sums, and high and low parts of what is multiplied.
-  static constexpr int kBudget = Arithmetic<product>::kParts == 2 ? kWeightBudget - 16 : kWeightBudget;
+  // Exact products and 4 gates need 48 registers more beside the weights: sums, and high and low parts of gradients.
+  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && cell != Cell::kRnn ? 48 : 0);
   using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps, kBudget>;
   using ProjectedGrads = Operand<product, kHidden>;
   using Projection = WeightTiles<product, 1, kHidden, kWarps, 0>;
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
   using Plan = CtaBackward<product, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using GateGrads = typename Plan::GateGrads;
-  constexpr int kBlocks = Plan::kBlocks;
+  constexpr int kBlocks = Plan::kBlocks, kStages = Plan::kStages;
   unsigned char* const shared = shared_memory();
   const Lane lane;
   const int direction = int(blockIdx.y), H = layer.hidden_size, P = layer.output_size;

@@ -28,6 +28,7 @@ template <Product product, Cell cell, int kHidden, bool kProjected>
 struct CtaForward {
   using Element = ElementOf<product>;
   using Maths = CellMath<typename Arithmetic<product>::Activations>;
+  static constexpr int kStages = ring_stages(product);
   static constexpr int kGates = gate_count(cell);
   static constexpr int kBlocks = kHidden > 128 ? 2 : 1;  // of 16 units per warp
   static constexpr int kWarps = kHidden / (kTileRows * kBlocks);
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
   using Plan = CtaForward<product, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using State = typename Plan::State;
-  constexpr int kGates = Plan::kGates, kBlocks = Plan::kBlocks;
+  constexpr int kGates = Plan::kGates, kBlocks = Plan::kBlocks, kStages = Plan::kStages;
   unsigned char* const shared = shared_memory();
   const Lane lane;
   const int direction = int(blockIdx.y), H = layer.hidden_size, P = layer.output_size;
