@@ -168,6 +168,7 @@ struct Group {
     if (!error.empty()) return error;
     if (live) return blocked_threads();
     if (stores_under_way()) return "store_async still under way when all threads had returned";
+    if (unexpected_bytes()) return "an mbarrier received bytes that nobody expected";
     for (const auto& block : blocks) {
       const std::string violation = guard_violation(*block);
       if (!violation.empty()) return violation;
