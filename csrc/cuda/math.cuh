@@ -47,4 +47,8 @@ struct ApproximateMath : CommonMath {
   static RNNFAST_INLINE V sigmoid_tanh(V a, V b) { return sigmoid(a) * tanh(b); }
 };
 
+// What the forward pass of an element type uses.
+template <class Element>
+using ForwardMath = std::conditional_t<std::is_same_v<Element, __nv_bfloat16>, ApproximateMath, ExactMath>;
+
 }  // namespace rnnfast::cuda
