@@ -204,8 +204,8 @@ def test_a_poll_can_give_up_by_itself(library):
     assert True in outcomes
 
 
-# --- Activations. In the emulator 2^x, 1/x and the hardware's tanh err up to the bounds that PTX documents: a model of the
-# hardware, whose results then do not depend on the host's better mathematics.
+# --- Activations. In the emulator the hardware's 2^x, 1/x and tanh err up to the bounds that PTX documents, which is a
+# model of them: what holds here does not depend on the host's better mathematics.
 
 
 def activations(library, x: torch.Tensor) -> torch.Tensor:
