@@ -1,7 +1,7 @@
 // A batch tile's sequences: which rows they have at a time, and how rows come from global into shared memory ahead.
 //
 // Tensors of rows keep PyTorch's layout, plane after plane of hidden_size elements: [rows, planes * H]. A ring of
-// kStages stages in shared memory holds the coming steps' rows. All threads copy them together, by cp.async in 16-byte
+// a few stages in shared memory holds the coming steps' rows. All threads copy them together, by cp.async in 16-byte
 // pieces, whatever the unit that a thread computes; the barrier that ends a step makes a stage visible to all.
 // A plane begins at a multiple of 64 bytes there, so lanes read aligned pairs even where H is odd: then cp.async cannot
 // copy (it wants source and destination aligned alike, 4 bytes at least) and pieces are narrower, down to one element.
@@ -11,8 +11,9 @@
 
 namespace rnnfast::cuda {
 
-// 4 stages: a copy has about 3 steps to arrive, 0.75 us at the shortest step (an estimate), the latency of a busy DRAM.
-constexpr int kStages = 4;
+// Stages of the ring. A copy has one step less to arrive: 0.75 us at the shortest step of 0.25 us (an estimate), the
+// latency of a busy DRAM. Exact steps are over twice as long, and their weights need the shared memory.
+constexpr int ring_stages(Product product) { return product == Product::kExact ? 3 : 4; }
 
 // 8 neighbouring sequences in one direction. Sequences beyond the batch have length 0.
 struct BatchTile {
@@ -92,7 +93,7 @@ struct RowStream {
   static constexpr int kGroups = kThreads / kGroup;
   static_assert(kThreads % kGroup == 0 && kGroups % kColumns == 0);
 
-  const unsigned char* source;  // this thread's first piece in row 0 of the tile; null: nothing to copy
+  const unsigned char* source;  // this thread's first piece in row 0 of the tile
   int row_bytes, width_bytes, piece;
 
   // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
@@ -100,8 +101,8 @@ struct RowStream {
       : row_bytes(row_size * int(sizeof(Element))),
         width_bytes(width * int(sizeof(Element))),
         piece(piece_bytes(rows, row_bytes | width_bytes)) {
-    source = reinterpret_cast<const unsigned char*>(rows);
-    if (rows) source += column() * int64_t(row_bytes) + first_plane() * width_bytes + member() * piece;
+    source = reinterpret_cast<const unsigned char*>(rows) + column() * int64_t(row_bytes) +
+             first_plane() * width_bytes + member() * piece;
   }
 
   static RNNFAST_DEVICE int column() { return int(threadIdx.x) / kGroup % kColumns; }
@@ -110,7 +111,7 @@ struct RowStream {
 
   // Begins to copy this thread's part of column column(): `row` is that of the tile's first sequence.
   RNNFAST_DEVICE void fetch(unsigned char* stage, int64_t row, bool wanted) const {
-    if (!wanted || source == nullptr) return;
+    if (!wanted) return;
     constexpr int kPlaneStep = kGroups / kColumns;
     const unsigned char* from = source + row * row_bytes;
     unsigned char* to = stage + column() * kColumnBytes + first_plane() * kPlaneBytes + member() * piece;
@@ -120,6 +121,15 @@ struct RowStream {
       if (i * kPlaneStep + first_plane() < kPlanes)
         copy_plane<kGroup, kPlaneBytes>(to + i * kPlaneStep * kPlaneBytes, from + i * kPlaneStep * width_bytes, bytes,
                                         piece);
+  }
+
+  // Writes a pair to where read() finds it: for rows that do not come from memory in this form.
+  static RNNFAST_DEVICE void put(unsigned char* stage, int column, int unit, float2 pair) {
+    unsigned char* to = stage + column * kColumnBytes + unit * int(sizeof(Element));
+    if constexpr (sizeof(Element) == 2)
+      *reinterpret_cast<uint32_t*>(to) = pack<Element>(pair.x, pair.y);
+    else
+      *reinterpret_cast<float2*>(to) = pair;
   }
 
   // Units unit and unit + 1 (unit even) of a plane.

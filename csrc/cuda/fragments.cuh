@@ -20,6 +20,7 @@ constexpr int kPieceBytes = 16;  // the widest load, store and cp.async
 constexpr int kChunkBytes = 64;  // depth that one 16-byte load per lane covers: two mmas
 
 RNNFAST_INLINE constexpr int max_of(int a, int b) { return a > b ? a : b; }
+RNNFAST_INLINE constexpr int min_of(int a, int b) { return a < b ? a : b; }
 RNNFAST_INLINE constexpr int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 struct Lane {
@@ -40,42 +41,51 @@ struct Operand {
 
   static RNNFAST_DEVICE int swizzle(int column) { return (column >> 1 & 3) << 5 ^ (column & 1) << 6; }
 
-  static RNNFAST_DEVICE void store_pair(unsigned char* operand, int column, int k, float a, float b) {
-    unsigned char* to = operand + column * kColumnBytes + ((k * int(sizeof(Element))) ^ swizzle(column));
-    Arithmetic<product>::store_pair(to, kPartBytes, a, b);
+  // Where element k (even) of a column lies.
+  static RNNFAST_DEVICE int offset(int column, int k) {
+    return column * kColumnBytes + ((k * int(sizeof(Element))) ^ swizzle(column));
+  }
+  // The place `chunks` (64 bytes) further than that of a k in the first chunks; the order of 128 bytes is all that
+  // differs.
+  static RNNFAST_DEVICE int further(int offset, int chunks) {
+    return (offset ^ (chunks % 2 * kChunkBytes)) + chunks / 2 * (2 * kChunkBytes);
+  }
+  static RNNFAST_DEVICE void store_pair(unsigned char* operand, int offset, float first, float second) {
+    Arithmetic<product>::store_pair(operand + offset, kPartBytes, first, second);
   }
 
-  // Where this lane's pieces start; piece(chunk) is relative to it.
+  // Where this lane's pieces of chunk 0 are.
   static RNNFAST_DEVICE int lane_offset(Lane lane) {
     return lane.group * kColumnBytes + ((lane.member * kPieceBytes) ^ swizzle(lane.group));
   }
   static RNNFAST_DEVICE uint4 load(const unsigned char* operand, int lane_offset, int part, int chunk) {
-    const int within = lane_offset ^ (chunk % 2 * kChunkBytes);  // columns start at multiples of 128 bytes
-    return *reinterpret_cast<const uint4*>(operand + within + chunk / 2 * 128 + part * kPartBytes);
+    return *reinterpret_cast<const uint4*>(operand + further(lane_offset, chunk) + part * kPartBytes);
   }
 };
 
-// A warp's kTiles tiles of weights. Low parts that would not fit beside the high ones lie in shared memory instead, in
-// the order in which lanes read them; so do all the words of the tiles where kShared.
-template <Product product, int kTiles, int kDepth, int kWarps, bool kShared = false>
+// A warp's kTiles tiles of weights, in up to kBudget registers of each lane. What exceeds them (low parts first) lies
+// in shared memory, in the order in which lanes read it.
+constexpr int kWeightBudget = 128;  // of 255 registers: sums, states and addresses need the rest
+
+template <Product product, int kTiles, int kDepth, int kWarps, int kBudget = kWeightBudget>
 struct WeightTiles {
   using Numbers = Arithmetic<product>;
   using State = Operand<product, kDepth>;
   static constexpr int kChunks = kDepth * int(sizeof(ElementOf<product>)) / kChunkBytes;
   static constexpr int kFragments = 2 * kChunks;  // a fragment is what one mma takes: 4 words of each lane
   static constexpr int kWords = 4 * kTiles * kFragments;
-  // 128 of a lane's 255 registers hold weights; the rest is needed for sums, states and addresses.
-  static constexpr int kMostWords = 128;
   static constexpr bool kHasLow = Numbers::kParts == 2;
-  static constexpr bool kLowShared = kHasLow && (kShared || 2 * kWords > kMostWords);
+  static constexpr bool kLowShared = kHasLow && 2 * kWords > kBudget;
+  static constexpr int kHeld = min_of(kFragments, kBudget / (4 * kTiles));  // fragments of a tile in registers
   static constexpr int kFragmentBytes = kLanes * kPieceBytes;
-  static constexpr int kSharedBytes = kWarps * kTiles * kFragments * kFragmentBytes * (int(kShared) + int(kLowShared));
+  static constexpr int kSharedFragments = kFragments - kHeld + (kLowShared ? kFragments : 0);  // of a tile
+  static constexpr int kSharedBytes = kWarps * kTiles * kSharedFragments * kFragmentBytes;
   // Sums that run beside each other: 4 hide the latency of an mma (33 cycles at one per 6.5, estimates), and in exact
   // products also keep each sum short, for tensor cores truncate where a float addition rounds.
   static constexpr int kSplits = kTiles >= 4 ? (kHasLow ? 2 : 1) : kTiles == 1 ? 4 : 2;
   static constexpr int kCorrections = kTiles == 1 ? 4 : 1;  // sums of high * low + low * high
 
-  uint32_t high[kShared ? 1 : kTiles][kShared ? 1 : kFragments][4];
+  uint32_t high[kTiles][max_of(kHeld, 1)][4];
   uint32_t low[kHasLow && !kLowShared ? kTiles : 1][kHasLow && !kLowShared ? kFragments : 1][4];
   unsigned char* shared;  // this lane's place in kSharedBytes
 
@@ -145,8 +155,8 @@ struct WeightTiles {
     uint32_t leading[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) leading[i] = Numbers::high(words[i]);
-    if constexpr (kShared) {
-      *word(tile, fragment, 0) = uint4{leading[0], leading[1], leading[2], leading[3]};
+    if (fragment >= kHeld) {
+      *word(tile, fragment - kHeld) = uint4{leading[0], leading[1], leading[2], leading[3]};
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) high[tile][fragment][i] = leading[i];
@@ -156,22 +166,22 @@ struct WeightTiles {
 #pragma unroll
       for (int i = 0; i < 4; ++i) rest[i] = Numbers::low(words[i], leading[i]);
       if constexpr (kLowShared) {
-        *word(tile, fragment, int(kShared)) = uint4{rest[0], rest[1], rest[2], rest[3]};
+        *word(tile, kFragments - kHeld + fragment) = uint4{rest[0], rest[1], rest[2], rest[3]};
       } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) low[tile][fragment][i] = rest[i];
       }
     }
   }
-  RNNFAST_DEVICE uint4* word(int tile, int fragment, int part) const {
-    return reinterpret_cast<uint4*>(shared + ((part * kTiles + tile) * kFragments + fragment) * kFragmentBytes);
+  RNNFAST_DEVICE uint4* word(int tile, int fragment) const {
+    return reinterpret_cast<uint4*>(shared + (tile * kSharedFragments + fragment) * kFragmentBytes);
   }
   static RNNFAST_DEVICE void copy(uint32_t (&a)[4], uint4 words) {
     a[0] = words.x, a[1] = words.y, a[2] = words.z, a[3] = words.w;
   }
   RNNFAST_DEVICE void get_high(uint32_t (&a)[4], int tile, int fragment) const {
-    if constexpr (kShared) {
-      copy(a, *word(tile, fragment, 0));
+    if (fragment >= kHeld) {
+      copy(a, *word(tile, fragment - kHeld));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = high[tile][fragment][i];
@@ -179,7 +189,7 @@ struct WeightTiles {
   }
   RNNFAST_DEVICE void get_low(uint32_t (&a)[4], int tile, int fragment) const {
     if constexpr (kLowShared) {
-      copy(a, *word(tile, fragment, int(kShared)));
+      copy(a, *word(tile, kFragments - kHeld + fragment));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = low[tile][fragment][i];

@@ -292,6 +292,7 @@ RNNFAST_DEVICE void barrier_arrive(Barrier* barrier) {
 #endif
 }
 
+// The scope is the block, whose own memory the data lies in: cluster scope would invalidate the L1 cache at every step.
 // Whether the phase of this parity is complete, after a pause of the hardware's choice if it is not.
 RNNFAST_DEVICE bool barrier_try_wait(Barrier* barrier, unsigned parity) {
   uint32_t complete = 0;
@@ -368,7 +369,8 @@ RNNFAST_DEVICE T load_uncached(const T* address) {
   return __ldcg(address);
 }
 
-// --- Approximations in hardware, with the largest error that PTX documents. The host's versions serve host-side tests.
+// --- Approximations in hardware, with the largest error that PTX documents. cell.h asks for host
+// versions too; nothing runs them.
 
 // 2^x, relative error 2^-22; results below the smallest normal number are 0.
 __host__ __device__ __forceinline__ float exp2_approximate(float x) {

@@ -82,23 +82,35 @@ RNNFAST_DEVICE float2 load_pair(const Element* row, int at, int size) {
   return {at < size ? to_float(row[at]) : 0.f, at + 1 < size ? to_float(row[at + 1]) : 0.f};
 }
 
-// The same stored. `aligned`: every row starts at a multiple of a pair and has an even size (one store in place of
-// two).
-template <class Element>
-RNNFAST_DEVICE void store_pair(Element* row, int at, int size, bool aligned, float first, float second) {
-  if (at >= size) return;
+// Stores value(plane, half), of two neighbours in each plane: `to` is where the first one of plane 0 goes, planes are
+// `plane_size` apart, `rest` elements of a plane are left from there on. `aligned`: see pairs_aligned.
+template <int kPlanes, class Element, class Value>
+RNNFAST_DEVICE void store_pairs(Element* to, int plane_size, int rest, bool aligned, Value value) {
+  if (rest <= 0) return;
   if (aligned) {
-    if constexpr (sizeof(Element) == 2)
-      *reinterpret_cast<uint32_t*>(row + at) = pack<Element>(first, second);
-    else
-      *reinterpret_cast<float2*>(row + at) = float2{first, second};
-    return;
+#pragma unroll
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      if constexpr (sizeof(Element) == 2)
+        *reinterpret_cast<uint32_t*>(to + plane * plane_size) = pack<Element>(value(plane, 0), value(plane, 1));
+      else
+        *reinterpret_cast<float2*>(to + plane * plane_size) = float2{value(plane, 0), value(plane, 1)};
+    }
+  } else {
+#pragma unroll
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      to[plane * plane_size] = from_float<Element>(value(plane, 0));
+      if (rest > 1) to[plane * plane_size + 1] = from_float<Element>(value(plane, 1));
+    }
   }
-  row[at] = from_float<Element>(first);
-  if (at + 1 < size) row[at + 1] = from_float<Element>(second);
 }
 
-// Whether rows of `size` elements from `base` on hold aligned pairs; null (nothing to store) counts as such.
+// Elements 2 * half + j of `values`, for store_pairs of one plane.
+RNNFAST_DEVICE auto column_of(const float (&values)[4], int j) {
+  return [&values, j](int, int half) { return values[2 * half + j]; };
+}
+
+// Whether neighbours from an even element on may be stored as one word, in rows of `size` from `base` on. Null, which
+// stores nothing, counts as such.
 template <class Element>
 RNNFAST_DEVICE bool pairs_aligned(const Element* base, int size) {
   return size % 2 == 0 && reinterpret_cast<uintptr_t>(base) % (2 * sizeof(Element)) == 0;

@@ -29,6 +29,7 @@ template <Product product, Cell cell, int kHidden, bool kProjected>
 struct CtaBackward {
   using Element = ElementOf<product>;
   using Maths = CellMath<ExactMath>;
+  static constexpr int kStages = ring_stages(product);
   static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
   static constexpr int kSavedPlanes = saved_planes(cell);
   static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
@@ -38,9 +39,11 @@ struct CtaBackward {
   static_assert(!kProjected || (cell == Cell::kLstm && kBlocks == 1));
 
   using GateGrads = Operand<product, kGates * kHidden>;
-  using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps>;
+  // Exact products and 4 gates need 48 registers more beside the weights: sums, and high and low parts of gradients.
+  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && cell != Cell::kRnn ? 48 : 0);
+  using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps, kBudget>;
   using ProjectedGrads = Operand<product, kHidden>;
-  using Projection = WeightTiles<product, 1, kHidden, kWarps, true>;
+  using Projection = WeightTiles<product, 1, kHidden, kWarps, 0>;
   using Stage = ColumnStage<product, kHidden>;
   static constexpr int kPlaneChunks = kHidden * int(sizeof(Element)) / kChunkBytes;
 
@@ -59,7 +62,8 @@ struct CtaBackward {
   static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
   static constexpr int kGateGrads = kProjectionWeights + (kProjected ? Projection::kSharedBytes : 0);
   static constexpr int kProjectedGrads = kGateGrads + 2 * GateGrads::kBytes;
-  static constexpr int kRing = kProjectedGrads + (kProjected ? ProjectedGrads::kBytes : 0);
+  static constexpr int kInitial = kProjectedGrads + (kProjected ? ProjectedGrads::kBytes : 0);  // hx or cx as a stage
+  static constexpr int kRing = kInitial + (cell == Cell::kRnn ? 0 : States::kStageBytes);
   static constexpr int kEnd = kRing + kStages * kStageBytes;
   static constexpr int kSharedBytes = max_of(kEnd, kGateGrads + kWarps * Stage::kBytes);
 };
@@ -70,7 +74,7 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
   using Plan = CtaBackward<product, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using GateGrads = typename Plan::GateGrads;
-  constexpr int kBlocks = Plan::kBlocks;
+  constexpr int kBlocks = Plan::kBlocks, kStages = Plan::kStages;
   unsigned char* const shared = shared_memory();
   const Lane lane;
   const int direction = int(blockIdx.y), H = layer.hidden_size, P = layer.output_size;
@@ -122,6 +126,11 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
       const float2 last_dc = known && layer.grad_c_n ? load_pair(layer.grad_c_n + b * H, unit(block), H) : zero;
       dh[block][j] = last_dh.x, dh[block][2 + j] = last_dh.y;
       dc[block][j] = last_dc.x, dc[block][2 + j] = last_dc.y;
+      if constexpr (cell != Cell::kRnn) {
+        const Element* initial = cell == Cell::kLstm ? layer.cx : layer.hx;  // [D, B, H]
+        Plan::States::put(shared + Plan::kInitial, column + j, unit(block),
+                          known && initial ? load_pair(initial + b * H, unit(block), H) : zero);
+      }
       float2 last_c = zero;
       const int t = tile.time(0, true);
       if (cell == Cell::kLstm && t < lengths[j])
@@ -137,8 +146,7 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     else
       return typename Plan::States(layer.output + direction * P, outputs, P);
   }();
-  const typename Plan::Outputs output_stream(layer.grad_output ? layer.grad_output + direction * P : nullptr, outputs,
-                                             P);
+  const typename Plan::Outputs output_stream(layer.grad_output + direction * P, outputs, P);
   const int gate_length = tile.length(Plan::Gates::column()), state_length = tile.length(Plan::States::column());
   const int output_length = tile.length(Plan::Outputs::column());
   const auto stage_of = [&](int step) { return shared + Plan::kRing + step % kStages * Plan::kStageBytes; };
@@ -147,7 +155,7 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     if (step < tile.steps) {
       const int t = tile.time(step, true);
       if constexpr (cell != Cell::kRnn) gate_stream.fetch(stage_of(step), row, t < gate_length);
-      output_stream.fetch(stage_of(step) + Plan::kOutputsAt, row, t < output_length);
+      if (layer.grad_output) output_stream.fetch(stage_of(step) + Plan::kOutputsAt, row, t < output_length);
       unsigned char* states = stage_of(step) + Plan::kStatesAt;
       if constexpr (cell == Cell::kRnn)
         state_stream.fetch(states, row, t < state_length);
@@ -184,10 +192,11 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
       unsigned char* projected = shared + Plan::kProjectedGrads;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        Plan::ProjectedGrads::store_pair(projected, column + j, unit(0), hidden[0][j], hidden[0][2 + j]);
+        Plan::ProjectedGrads::store_pair(projected, Plan::ProjectedGrads::offset(column + j, unit(0)), hidden[0][j],
+                                         hidden[0][2 + j]);
         if (active[j])
-          store_pair(layer.grad_projected + (row + j) * P, unit(0), P, projected_aligned, hidden[0][j],
-                     hidden[0][2 + j]);
+          store_pairs<1>(layer.grad_projected + (row + j) * P + unit(0), 0, P - unit(0), projected_aligned,
+                         column_of(hidden[0], j));
       }
       block_sync();
       projection.multiply(hidden, projected, Plan::ProjectedGrads::lane_offset(lane));
@@ -200,15 +209,12 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int u = unit(block);
-        float2 gate[4], state = Plan::States::read(stage + Plan::kStatesAt, column + j, 0, u);
+        const bool at_first = cell != Cell::kRnn && !has_previous[j];  // or not active
+        const unsigned char* states = at_first ? shared + Plan::kInitial : stage + Plan::kStatesAt;
+        float2 gate[4], state = Plan::States::read(states, column + j, 0, u);
         if constexpr (cell != Cell::kRnn) {
 #pragma unroll
           for (int m = 0; m < 4; ++m) gate[m] = Plan::Gates::read(stage, column + j, m, u);
-          if (active[j] && !has_previous[j]) {
-            const Element* initial = cell == Cell::kLstm ? layer.cx : layer.hx;
-            const int64_t b = int64_t(direction) * tile.batch + sequence + j;
-            state = initial ? load_pair(initial + b * H, u, H) : float2{0.f, 0.f};
-          }
         }
         float grad[2][4];
 #pragma unroll
@@ -232,15 +238,15 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
             c[block][i] = has_previous[j] ? s : c[block][i];
           }
         }
+        const int offset = GateGrads::offset(column + j, u);
         constexpr int kFirst = Plan::kGradPlanes - Plan::kGates;  // GRU's n_x does not multiply W_hh
 #pragma unroll
         for (int m = 0; m < Plan::kGates; ++m)
-          GateGrads::store_pair(operand, column + j, m * kHidden + u, grad[0][kFirst + m], grad[1][kFirst + m]);
+          GateGrads::store_pair(operand, GateGrads::further(offset, m * Plan::kPlaneChunks), grad[0][kFirst + m],
+                                grad[1][kFirst + m]);
         if (active[j])
-#pragma unroll
-          for (int m = 0; m < Plan::kGradPlanes; ++m)
-            store_pair(layer.grad_gates + ((row + j) * Plan::kGradPlanes + m) * H, u, H, grads_aligned, grad[0][m],
-                       grad[1][m]);
+          store_pairs<Plan::kGradPlanes>(layer.grad_gates + (row + j) * Plan::kGradPlanes * H + u, H, H - u,
+                                         grads_aligned, [&](int m, int half) { return grad[half][m]; });
       }
     copy_wait<kStages - 2>();  // the next step's stage
     block_sync();
@@ -264,9 +270,10 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     for (int j = 0; j < 2; ++j) {
       if (sequence + j >= tile.batch) continue;
       const int64_t b = int64_t(direction) * tile.batch + sequence + j;
-      store_pair(layer.grad_hx + b * P, unit(block), P, false, dh[block][j], dh[block][2 + j]);
+      const int u = unit(block);
+      store_pairs<1>(layer.grad_hx + b * P + u, 0, P - u, false, column_of(dh[block], j));
       if constexpr (cell == Cell::kLstm)
-        store_pair(layer.grad_cx + b * H, unit(block), H, false, dc[block][j], dc[block][2 + j]);
+        store_pairs<1>(layer.grad_cx + b * H + u, 0, H - u, false, column_of(dc[block], j));
     }
   const int64_t grads = int64_t(Plan::kGradPlanes) * H;
   zero_tails(tile, layer.grad_gates + first_row * grads, grads, grads, lane, Plan::kWarps);

@@ -28,6 +28,7 @@ template <Product product, Cell cell, int kHidden, bool kProjected>
 struct CtaForward {
   using Element = ElementOf<product>;
   using Maths = CellMath<typename Arithmetic<product>::Activations>;
+  static constexpr int kStages = ring_stages(product);
   static constexpr int kGates = gate_count(cell);
   static constexpr int kBlocks = kHidden > 128 ? 2 : 1;  // of 16 units per warp
   static constexpr int kWarps = kHidden / (kTileRows * kBlocks);
@@ -37,7 +38,9 @@ struct CtaForward {
   using State = Operand<product, kHidden>;
   using Gates = RowStream<Element, kGates, kHidden, kThreads>;
   using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps>;
-  using Projection = WeightTiles<product, 1, kHidden, kWarps>;
+  // What W_hh leaves of the registers.
+  static constexpr int kProjectionBudget = max_of(kWeightBudget - Recurrent::kWords, 0);
+  using Projection = WeightTiles<product, 1, kHidden, kWarps, kProjectionBudget>;
   using Stage = RowStage<product, kHidden>;
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or operands and ring.
@@ -55,13 +58,14 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
   using Plan = CtaForward<product, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using State = typename Plan::State;
-  constexpr int kGates = Plan::kGates, kBlocks = Plan::kBlocks;
+  constexpr int kGates = Plan::kGates, kBlocks = Plan::kBlocks, kStages = Plan::kStages;
   unsigned char* const shared = shared_memory();
   const Lane lane;
   const int direction = int(blockIdx.y), H = layer.hidden_size, P = layer.output_size;
   const BatchTile tile(layer, int(blockIdx.x), direction);
   const Weights<Element>& weights = layer.weights[direction];
-  const auto unit = [&](int block) {  // the first of the lane's two
+  const int64_t first_row = int64_t(direction) * layer.rows;  // of tensors [D, N, ..]
+  const auto unit = [&](int block) {                          // the first of the lane's two
     return (lane.warp * kBlocks + block) * kTileRows + 2 * lane.group;
   };
 
@@ -106,11 +110,11 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
       const float2 first_c = known && layer.cx ? load_pair(layer.cx + b * H, u, H) : float2{0.f, 0.f};
       h[block][j] = first_h.x, h[block][2 + j] = first_h.y;
       c[block][j] = first_c.x, c[block][2 + j] = first_c.y;
-      State::store_pair(shared + Plan::kStates, column + j, u, first_h.x, first_h.y);
+      State::store_pair(shared + Plan::kStates, State::offset(column + j, u), first_h.x, first_h.y);
     }
   }
 
-  const typename Plan::Gates stream(layer.gates_x + int64_t(direction) * layer.rows * kGates * H, kGates * H, H);
+  const typename Plan::Gates stream(layer.gates_x + first_row * kGates * H, kGates * H, H);
   const int stream_length = tile.length(Plan::Gates::column());
   const auto stage_of = [&](int step) { return shared + Plan::kRing + step % kStages * Plan::Gates::kStageBytes; };
   const auto fetch = [&](int step, int64_t row) {
@@ -166,7 +170,8 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
     if constexpr (kProjected) {
 #pragma unroll
       for (int j = 0; j < 2; ++j)
-        State::store_pair(shared + Plan::kUnprojected, column + j, unit(0), value[0][j], value[0][2 + j]);
+        State::store_pair(shared + Plan::kUnprojected, State::offset(column + j, unit(0)), value[0][j],
+                          value[0][2 + j]);
       block_sync();
       projection.multiply(value, shared + Plan::kUnprojected, state_offset);
     }
@@ -177,8 +182,8 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
       for (int j = 0; j < 2; ++j) {
         h[block][j] = active[j] ? value[block][j] : h[block][j];
         h[block][2 + j] = active[j] ? value[block][2 + j] : h[block][2 + j];
-        State::store_pair(shared + Plan::kStates + (step + 1) % 2 * State::kBytes, column + j, unit(block), h[block][j],
-                          h[block][2 + j]);
+        State::store_pair(shared + Plan::kStates + (step + 1) % 2 * State::kBytes,
+                          State::offset(column + j, unit(block)), h[block][j], h[block][2 + j]);
       }
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block)
@@ -186,16 +191,14 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
       for (int j = 0; j < 2; ++j) {
         if (!active[j]) continue;
         const int u = unit(block);
-        Element* output = layer.output + ((row + j) * layer.directions + direction) * P;
-        store_pair(output, u, P, output_aligned, h[block][j], h[block][2 + j]);
+        Element* output = layer.output + ((row + j) * layer.directions + direction) * P + u;
+        store_pairs<1>(output, 0, P - u, output_aligned, column_of(h[block], j));
         if (cell == Cell::kRnn || layer.gates == nullptr) continue;
-        const int64_t saved_row = int64_t(direction) * layer.rows + row + j;
-#pragma unroll
-        for (int m = 0; m < 4; ++m)
-          store_pair(layer.gates + (saved_row * 4 + m) * H, u, H, saved_aligned, gate[block][j][m],
-                     gate[block][2 + j][m]);
+        const int64_t saved_row = first_row + row + j;
+        store_pairs<4>(layer.gates + saved_row * 4 * H + u, H, H - u, saved_aligned,
+                       [&](int m, int half) { return gate[block][2 * half + j][m]; });
         if constexpr (cell == Cell::kLstm)
-          store_pair(layer.c + saved_row * H, u, H, saved_aligned, c[block][j], c[block][2 + j]);
+          store_pairs<1>(layer.c + saved_row * H + u, 0, H - u, saved_aligned, column_of(c[block], j));
       }
     copy_wait<kStages - 2>();  // the next step's stage
     block_sync();
@@ -207,11 +210,10 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
     for (int j = 0; j < 2; ++j) {
       if (sequence + j >= tile.batch) continue;
       const int64_t b = int64_t(direction) * tile.batch + sequence + j;
-      store_pair(layer.h_n + b * P, unit(block), P, false, h[block][j], h[block][2 + j]);
-      if constexpr (cell == Cell::kLstm)
-        store_pair(layer.c_n + b * H, unit(block), H, false, c[block][j], c[block][2 + j]);
+      const int u = unit(block);
+      store_pairs<1>(layer.h_n + b * P + u, 0, P - u, false, column_of(h[block], j));
+      if constexpr (cell == Cell::kLstm) store_pairs<1>(layer.c_n + b * H + u, 0, H - u, false, column_of(c[block], j));
     }
-  const int64_t first_row = int64_t(direction) * layer.rows;
   zero_tails(tile, layer.output + direction * P, layer.directions * P, P, lane, Plan::kWarps);
   if (cell != Cell::kRnn && layer.gates)
     zero_tails(tile, layer.gates + first_row * 4 * H, 4 * H, 4 * H, lane, Plan::kWarps);

@@ -69,7 +69,7 @@ def build(sources: list[Path], sanitizer: str | None = None, shared: bool = Fals
     """
     headers = [*EMULATOR.glob("*.h"), *EMULATOR.glob("*.cuh"), *(ROOT / "csrc").glob("c*/*.*h")]
     sanitize = SANITIZERS[sanitizer]
-    runtime_flags = [*FLAGS, "-O2", *(sanitize if sanitizer == "address" else []), *flags]
+    runtime_flags = [*FLAGS, *(["-O1", "-fsanitize=address"] if sanitizer == "address" else ["-O2"]), *flags]
     objects = [_object(file, runtime_flags, [file, *EMULATOR.glob("*.h")]) for file in RUNTIME]
     kernel_flags = [*FLAGS, *KERNEL_FLAGS, "-O1", *sanitize, *flags]
     objects += [_object(file, kernel_flags, [file, *headers]) for file in sources]

@@ -69,6 +69,7 @@ void block_thread(const char* waits_for);
 // Asynchronous traffic (memory.cpp).
 void memory_reset();
 bool stores_under_way();
+bool unexpected_bytes();   // some mbarrier received more than was announced
 void deliver_one();        // one store_async, at random
 void deliver_sometimes();  // the same, by chance
 

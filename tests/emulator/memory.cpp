@@ -77,6 +77,10 @@ void memory_reset() {
 }
 
 bool stores_under_way() { return !stores.empty(); }
+bool unexpected_bytes() {
+  return std::any_of(barriers.begin(), barriers.end(), [](const auto& entry) { return entry.second.bytes < 0; });
+}
+
 void deliver_one() { deliver(random_below(stores.size())); }
 void deliver_sometimes() {
   if (!stores.empty() && deliver_every && random_below(deliver_every) == 0) deliver_one();

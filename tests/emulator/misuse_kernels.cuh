@@ -27,6 +27,7 @@ enum class Misuse {
   kEndlessSpin,
   kEndlessLoads,
   kTrap,
+  kDivergentClusterBarrier,
 };
 
 __global__ void misuse_kernel(Misuse misuse, uint32_t* memory) {
@@ -111,6 +112,13 @@ __global__ void misuse_kernel(Misuse misuse, uint32_t* memory) {
       return;
     case Misuse::kTrap:
       if (first) trap();
+      return;
+    case Misuse::kDivergentClusterBarrier:
+      if (first) {
+        warp_sync();
+      } else {
+        cluster_arrive();
+      }
       return;
   }
 }

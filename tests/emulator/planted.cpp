@@ -1,7 +1,7 @@
 // planted FORM BUG SEEDS SCHEDULE: runs planted.cuh's loops and prints "runs wrong errors" and the first error's text.
 //
-// FORM: "block", or the number of blocks of a cluster. A program of its own, so that ASan and TSan builds of it can
-// run.
+// FORM: "block", "cluster2", "group4", ... with the number of blocks. A program of its own, so that ASan and TSan
+// builds of it can run.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -20,23 +20,26 @@ struct NamedBug {
   const char* name;
   void (*block)(const float*, float*, int);
   void (*cluster)(const float*, float*, int, int);
+  void (*group)(const float*, float*, float*, uint32_t*, int);
 };
 
 constexpr NamedBug kBugs[] = {
-    {"none", block_loop<Bug::kNone>, cluster_loop<Bug::kNone>},
-    {"no_barrier", block_loop<Bug::kNoBarrier>, nullptr},
-    {"no_barrier_once", block_loop<Bug::kNoBarrierOnce>, nullptr},
-    {"single_buffer", block_loop<Bug::kSingleBuffer>, cluster_loop<Bug::kSingleBuffer>},
-    {"no_copy_wait", block_loop<Bug::kNoCopyWait>, nullptr},
-    {"late_copy_wait", block_loop<Bug::kLateCopyWait>, nullptr},
-    {"ring_copy_outside", block_loop<Bug::kRingCopyOutside>, nullptr},
-    {"ring_read_outside", block_loop<Bug::kRingReadOutside>, nullptr},
-    {"ring_write_outside", block_loop<Bug::kRingWriteOutside>, nullptr},
-    {"misaligned", block_loop<Bug::kMisaligned>, nullptr},
-    {"no_mbarrier_wait", nullptr, cluster_loop<Bug::kNoMbarrierWait>},
-    {"no_cluster_barrier", nullptr, cluster_loop<Bug::kNoClusterBarrier>},
-    {"no_rearm", nullptr, cluster_loop<Bug::kNoRearm>},
-    {"no_warp_sync", nullptr, cluster_loop<Bug::kNoWarpSync>},
+    {"none", block_loop<Bug::kNone>, cluster_loop<Bug::kNone>, group_loop<Bug::kNone>},
+    {"no_barrier", block_loop<Bug::kNoBarrier>, nullptr, nullptr},
+    {"no_barrier_once", block_loop<Bug::kNoBarrierOnce>, nullptr, nullptr},
+    {"single_buffer", block_loop<Bug::kSingleBuffer>, cluster_loop<Bug::kSingleBuffer>, group_loop<Bug::kSingleBuffer>},
+    {"no_copy_wait", block_loop<Bug::kNoCopyWait>, nullptr, nullptr},
+    {"late_copy_wait", block_loop<Bug::kLateCopyWait>, nullptr, nullptr},
+    {"ring_copy_outside", block_loop<Bug::kRingCopyOutside>, nullptr, nullptr},
+    {"ring_read_outside", block_loop<Bug::kRingReadOutside>, nullptr, nullptr},
+    {"ring_write_outside", block_loop<Bug::kRingWriteOutside>, nullptr, nullptr},
+    {"misaligned", block_loop<Bug::kMisaligned>, nullptr, nullptr},
+    {"no_mbarrier_wait", nullptr, cluster_loop<Bug::kNoMbarrierWait>, nullptr},
+    {"no_cluster_barrier", nullptr, cluster_loop<Bug::kNoClusterBarrier>, nullptr},
+    {"no_rearm", nullptr, cluster_loop<Bug::kNoRearm>, nullptr},
+    {"no_warp_sync", nullptr, cluster_loop<Bug::kNoWarpSync>, nullptr},
+    {"no_group_sync", nullptr, nullptr, group_loop<Bug::kNoGroupSync>},
+    {"early_group_sync", nullptr, nullptr, group_loop<Bug::kEarlyGroupSync>},
 };
 
 // The loop in plain words, with the kernel's order of operations.
@@ -54,8 +57,9 @@ std::vector<float> reference(const std::vector<float>& x, int H) {
 
 int main(int count, char** words) {
   if (count != 5) return 2;
-  const int ranks = std::string(words[1]) == "block" ? 0 : std::atoi(words[1]);
-  const int H = ranks ? ranks * kRankUnits : kBlockUnits;
+  const std::string form = words[1];
+  const int ranks = form == "block" ? 1 : form.back() - '0';
+  const int H = form == "block" ? kBlockUnits : ranks * kRankUnits;
   std::vector<float> x(kSteps * H);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 2654435761u % 1000) / 500 - 1;
   const std::vector<float> expected = reference(x, H);
@@ -68,14 +72,17 @@ int main(int count, char** words) {
       options.seed = seed;
       options.schedule = rnnfast::emulator::schedule_named(words[4]);
       rnnfast::emulator::configure(options);
-      std::vector<float> output(x.size());
+      std::vector<float> output(x.size()), h(2 * H);
+      uint32_t counter = 0;
       try {
-        if (ranks) {
+        if (form == "block") {
+          launch(bug.block, dim3(1), dim3(H), 1, false, kBlockShared, nullptr, x.data(), output.data(), kSteps);
+        } else if (form.starts_with("cluster")) {
           launch(bug.cluster, dim3(ranks), dim3(kRankUnits), ranks, false, cluster_shared(ranks), nullptr, x.data(),
                  output.data(), kSteps, ranks);
         } else {
-          launch(bug.block, dim3(1), dim3(kBlockUnits), 1, false, kBlockShared, nullptr, x.data(), output.data(),
-                 kSteps);
+          launch(bug.group, dim3(ranks), dim3(kRankUnits), 1, true, 0, nullptr, x.data(), output.data(), h.data(),
+                 &counter, kSteps);
         }
         wrong += std::memcmp(output.data(), expected.data(), x.size() * sizeof(float)) != 0;
       } catch (const rnnfast::emulator::Error& error) {

@@ -1,4 +1,5 @@
-// A recurrent loop in miniature, twice: right, and with one bug planted. test_emulator.py asserts that each is found.
+// A recurrent loop in miniature, three times: right, and with one bug planted. test_emulator.py asserts that each is
+// found.
 //
 // h [H] of each step is x/2 + (own neighbour's h + a far unit's h)/4, so that a unit reads what another warp wrote.
 // x [T, H], output [T, H], both float32 in global memory. A thread owns a unit for all steps.
@@ -9,6 +10,9 @@
 //                 come; thread 0 arms it again after it has waited. No barrier in the loop: who sends step t + 1's h
 //                 has received all of step t's, hence everybody has read the buffer it writes to. No barrier at the
 //                 end: the last step sends nothing.
+//   group_loop    `ranks` cooperative blocks of 64 threads, H = 64 ranks. h lies in global memory twice and is written
+//   by
+//                 plain stores; group_sync() once per step. No shared memory.
 #pragma once
 
 #include "../../csrc/cuda/primitives.cuh"
@@ -30,6 +34,8 @@ enum class Bug {
   kNoClusterBarrier,  // others may send before the mbarriers are armed
   kNoRearm,           // the mbarrier is armed for its first use only
   kNoWarpSync,        // lanes send while others of their warp may still read
+  kNoGroupSync,
+  kEarlyGroupSync,  // waits for one block less
 };
 
 inline constexpr int kBlockUnits = 128, kStages = 4, kRankUnits = 64;
@@ -107,6 +113,25 @@ __global__ void cluster_loop(const float* x, float* output, int steps, int ranks
           store_async(map_to_rank(to + unit, rank), pair, map_to_rank(barriers + (t + 1) % 2, rank));
         }
       }
+    }
+  }
+}
+
+template <Bug bug>
+__global__ void group_loop(const float* x, float* output, float* h, uint32_t* counter, int steps) {
+  const int ranks = static_cast<int>(gridDim.x), H = ranks * kRankUnits;
+  const int unit = static_cast<int>(blockIdx.x) * kRankUnits + static_cast<int>(threadIdx.x);
+  for (int t = 0; t < steps; ++t) {
+    const float* from = h + (bug == Bug::kSingleBuffer ? 0 : t % 2 * H);
+    float* to = h + (bug == Bug::kSingleBuffer ? 0 : (t + 1) % 2 * H);
+    const float value =
+        mix(x[t * H + unit], load_uncached(from + (unit + 1) % H), load_uncached(from + (unit + 65) % H));
+    to[unit] = value;
+    output[t * H + unit] = value;
+    if constexpr (bug == Bug::kEarlyGroupSync) {
+      group_sync(counter, (t + 1) * ranks - 1);
+    } else if constexpr (bug != Bug::kNoGroupSync) {
+      group_sync(counter, (t + 1) * ranks);
     }
   }
 }

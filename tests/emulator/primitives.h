@@ -203,7 +203,9 @@ T load_uncached(const T* address) {
 
 inline float exp2_approximate(float x) { return emulator::perturb(std::exp2(static_cast<double>(x)), x, 22); }
 inline float reciprocal_approximate(float x) { return emulator::perturb(1.0 / x, x, 23); }
-inline float tanh_approximate(float x) { return emulator::perturb(std::tanh(static_cast<double>(x)), x, 11); }
+inline float tanh_approximate(float x) {
+  return std::clamp(emulator::perturb(std::tanh(static_cast<double>(x)), x, 11), -1.0f, 1.0f);
+}
 
 // --- Bounded waiting: the emulator knows when nothing happens any more
 

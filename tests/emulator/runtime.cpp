@@ -23,9 +23,9 @@ constexpr size_t kGuardBytes = 0;  // ASan's red zone begins at the very end of 
 constexpr size_t kGuardBytes = 4096;
 #endif
 
-constexpr uint64_t kLoadsPerPoll = 256;  // loads of one round of a poll: a row of h
-constexpr uint64_t kPatience = 4;        // rounds of fruitless polls until a late store_async must arrive
-constexpr uint64_t kObserveEvery = 8;    // chances of a switch at a load; more would only cost time
+constexpr uint64_t kLoadsPerPoll = 64;  // loads of one round of a poll: its part of a row of h
+constexpr uint64_t kPatience = 4;       // rounds of fruitless polls until a late store_async must arrive
+constexpr uint64_t kObserveEvery = 8;   // chances of a switch at a load; more would only cost time
 
 std::mutex one_launch;
 Options options;
@@ -164,10 +164,13 @@ struct Group {
   // Runs all threads to their end; returns what went wrong.
   std::string run() {
     current = &caller;
+    in_launch = true;
     switch_to(choose_next());
+    in_launch = false;
     if (!error.empty()) return error;
     if (live) return blocked_threads();
     if (stores_under_way()) return "store_async still under way when all threads had returned";
+    if (unexpected_bytes()) return "an mbarrier received bytes that nobody expected";
     for (const auto& block : blocks) {
       const std::string violation = guard_violation(*block);
       if (!violation.empty()) return violation;
@@ -243,9 +246,7 @@ cudaError_t run(const Launch& launch, const std::function<void()>& body) {
   std::string problem;
   for (unsigned group : order) {
     error.clear();
-    in_launch = true;
     problem = Group(launch, group * together, together, stacks).run();
-    in_launch = false;
     clean_up(count, !problem.empty());
     if (!problem.empty()) break;
   }
@@ -335,12 +336,15 @@ void block_barrier(unsigned id, unsigned count, bool wait) {
   const unsigned all = block_size.x * block_size.y * block_size.z;
   if (id >= Block::kNamedBarriers) fail("block_sync: a block has 16 barriers");
   if (count == 0 || count > all || (count % 32 && count != all)) fail("block_sync: not a number of whole warps");
-  arrive(current->block->barriers[id], count, wait, "block_sync");
+  const char* name = wait ? "block_sync" : "block_arrive";
+  if (id != 0) collective(nullptr, nullptr, name);
+  arrive(current->block->barriers[id], count, wait, name);
 }
 
 void cluster_arrive() {
   const Ignore ignore;
   Cluster& cluster = *current->block->cluster;
+  collective(nullptr, nullptr, "cluster_arrive");
   if (current->cluster_phase) fail("cluster_arrive: twice without cluster_wait");
   current->cluster_phase = cluster.barrier.phase + 1;
   arrive(cluster.barrier, cluster.threads, false, "cluster_arrive");
@@ -349,6 +353,7 @@ void cluster_arrive() {
 void cluster_wait() {
   const Ignore ignore;
   Barrier& barrier = current->block->cluster->barrier;
+  collective(nullptr, nullptr, "cluster_wait");
   if (!current->cluster_phase) fail("cluster_wait: without cluster_arrive");
   const uint64_t phase = current->cluster_phase - 1;
   current->cluster_phase = 0;
@@ -366,7 +371,7 @@ void collective(Collective compute, void* argument, const char* name) {
   if (warp.arrived == 0) {
     warp.compute = compute;
     warp.name = name;
-  } else if (warp.compute != compute) {
+  } else if (warp.name != name && std::strcmp(warp.name, name) != 0) {
     fail(std::string("divergent warp: one lane in ") + warp.name + ", another in " + name);
   }
   warp.arguments[current->lane] = argument;

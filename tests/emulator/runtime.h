@@ -32,8 +32,9 @@ enum class Schedule { kRandom, kUniform, kFifo };  // random warp priorities; an
 struct Options {
   uint64_t seed = 1;
   Schedule schedule = Schedule::kRandom;
-  // A poll gives up after this many fruitless rounds of all threads: no store, barrier or mma happened meanwhile.
-  uint64_t spin_rounds = 200;
+  // A poll gives up after this many fruitless rounds of all threads: no store, barrier or mma happened meanwhile. More
+  // than a kernel's shuffles between two of these.
+  uint64_t spin_rounds = 1000;
   // How many blocks fit the pretended device at once; a cooperative launch of more is refused.
   unsigned resident_blocks = 1u << 20;
 };

@@ -1,4 +1,6 @@
 // Collectives of a warp on plain arrays, lane by lane as PTX lays the tiles out (csrc/cuda/primitives.cuh); formats.
+#pragma GCC optimize("O3")  // the product of compute_mma() takes most of the emulator's time
+
 #include "warp.h"
 
 #include <cmath>
@@ -21,11 +23,15 @@ float round_towards_zero(double value) {
   return bits_to_float(float_to_bits(nearest) - 1);
 }
 
+// Two columns of a tile at once.
+typedef double Pair __attribute__((vector_size(16)));
+
 // `per_register` elements in a register of 4 bytes: 2 of 16 bits, or one tf32; k = 8 per_register.
 template <int per_register, class Decode>
 void compute_mma(void** arguments, Decode decode) {
   constexpr int depth = 8 * per_register;
-  double a[16][depth], b[depth][8];
+  double a[16][depth];
+  Pair b[depth][4];
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto& argument = *static_cast<const MmaArgument*>(arguments[lane]);
     const int g = lane / 4, t = lane % 4;
@@ -34,19 +40,19 @@ void compute_mma(void** arguments, Decode decode) {
         const int k = half * depth / 2 + t * per_register + i;
         a[g][k] = decode(argument.a[2 * half], i);
         a[g + 8][k] = decode(argument.a[2 * half + 1], i);
-        b[k][g] = decode(argument.b[half], i);
+        b[k][g / 2][g % 2] = decode(argument.b[half], i);
       }
     }
   }
   for (int row = 0; row < 16; ++row) {
-    double sums[8] = {};
+    Pair sums[4] = {};
     for (int k = 0; k < depth; ++k) {
-      for (int column = 0; column < 8; ++column) sums[column] += a[row][k] * b[k][column];
+      for (int pair = 0; pair < 4; ++pair) sums[pair] += a[row][k] * b[k][pair];
     }
     for (int column = 0; column < 8; ++column) {
       const auto& owner = *static_cast<const MmaArgument*>(arguments[row % 8 * 4 + column / 2]);
       float& sum = owner.sums[row / 8 * 2 + column % 2];
-      sum = round_towards_zero(sum + sums[column]);
+      sum = round_towards_zero(sum + sums[column / 2][column % 2]);
     }
   }
 }
