@@ -47,16 +47,52 @@ __global__ void __launch_bounds__(kStepThreads)
     if (!at.active) return nullptr;
     return !at.first ? outputs + at.previous * width : hx ? hx + b * P : nullptr;
   };
+  // What a cell needs beside W_hh h'. `i` counts the thread's cells.
+  struct Inputs {
+    Position at;
+    float x[kGates];
+    float before;  // c' of an LSTM, h' of a GRU
+  };
+  const auto tile_unit = [](int i) { return (i * kStepThreads + int(threadIdx.x)) % Tile::kUnits; };
+  const auto tile_row = [](int i) { return (i * kStepThreads + int(threadIdx.x)) / Tile::kUnits; };
+  const auto load = [&](int i) {
+    Inputs in{};
+    const int u = u0 + tile_unit(i), b = b0 + tile_row(i);
+    if (u >= H || b >= B) return in;
+    in.at = position(call, d, t, b);
+    if (!in.at.active) return in;
+    const Element* const x = call.gates_x + (d * call.rows + in.at.row) * kGates * H + u;
+#pragma unroll
+    for (int plane = 0; plane < kGates; ++plane) in.x[plane] = to_float(x[plane * H]);
+    if constexpr (kCell == Cell::kGru) {
+      const Element* const row = state_row(b);
+      in.before = row ? to_float(row[u]) : 0.0f;
+    } else if constexpr (kCell == Cell::kLstm) {
+      const int64_t state = (d * B + b) * H + u;
+      in.before = !in.at.first ? (call.c ? call.c[(d * call.rows + in.at.previous) * H + u] : call.carry[state])
+                  : call.cx    ? to_float(call.cx[state])
+                               : 0.0f;
+    }
+    return in;
+  };
+  // The small tile's cells are few enough to be loaded in the shadow of the product.
+  constexpr bool kEarly = Tile::kCells <= 2;
+  Inputs early[kEarly ? Tile::kCells : 1];
+  if constexpr (kEarly) {
+#pragma unroll
+    for (int i = 0; i < Tile::kCells; ++i) early[i] = load(i);
+  }
+
   const WeightRows<Element> weight{call.recurrent[d].data + u0 * call.recurrent[d].stride, call.recurrent[d].stride, H,
                                    H - u0};
   step_product<Tile>(shared, weight, [&](int b) { return state_row(b0 + b); }, P, call.aligned);
 
 #pragma unroll 2
   for (int i = 0; i < Tile::kCells; ++i) {
-    const int cell = i * kStepThreads + int(threadIdx.x), tile_u = cell % Tile::kUnits, tile_b = cell / Tile::kUnits;
-    const int u = u0 + tile_u, b = b0 + tile_b;
+    const int tile_u = tile_unit(i), tile_b = tile_row(i), u = u0 + tile_u, b = b0 + tile_b;
     if (u >= H || b >= B) continue;
-    const Position at = position(call, d, t, b);
+    const Inputs in = kEarly ? early[kEarly ? i : 0] : load(i);
+    const Position& at = in.at;
     const int64_t state = (d * B + b) * H + u, saved = d * call.rows + at.row;
     Element* const output = call.output + at.row * width + d * P + u;  // of a layer without a projection
     if (!at.active) {
@@ -72,25 +108,21 @@ __global__ void __launch_bounds__(kStepThreads)
       continue;
     }
 
-    const Element* const x = call.gates_x + saved * kGates * H + u;
     float gate[kGates];
 #pragma unroll
     for (int plane = 0; plane < kGates; ++plane)
-      gate[plane] = to_float(x[plane * H]) +
-                    (kCell == Cell::kGru && plane == 2 ? 0.0f : sum_at<Tile>(shared, plane, tile_u, tile_b));
+      gate[plane] =
+          in.x[plane] + (kCell == Cell::kGru && plane == 2 ? 0.0f : sum_at<Tile>(shared, plane, tile_u, tile_b));
     float h;
     if constexpr (kCell == Cell::kRnn) {
       h = Maths::rnn_forward(gate[0], call.relu);
     } else if constexpr (kCell == Cell::kGru) {
-      const Element* const before = state_row(b);
       float hn = sum_at<Tile>(shared, 2, tile_u, tile_b);
       if (call.weights[d].bias_hn) hn += to_float(call.weights[d].bias_hn[u]);
-      h = Maths::gru_forward(gate[0], gate[1], gate[2], hn, before ? to_float(before[u]) : 0.0f);
+      h = Maths::gru_forward(gate[0], gate[1], gate[2], hn, in.before);
       if (call.gates) call.gates[saved * 4 * H + 3 * H + u] = from_float<Element>(hn);
     } else {
-      float c = !at.first ? (call.c ? call.c[(d * call.rows + at.previous) * H + u] : call.carry[state])
-                : call.cx ? to_float(call.cx[state])
-                          : 0.0f;
+      float c = in.before;
       h = Maths::lstm_forward(gate[0], gate[1], gate[2], gate[3], c);
       (call.c ? call.c[saved * H + u] : call.carry[state]) = c;
       if (at.last) call.c_n[state] = from_float<Element>(c);
