@@ -37,8 +37,8 @@ struct CtaForward {
 
   using State = Operand<product, kHidden>;
   using Gates = RowStream<Element, kGates, kHidden, kThreads>;
-  // Exact products of 4 gates need 16 registers more beside the weights, for their two more sums.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kGates == 4 ? 16 : 0);
+  // Exact products of 4 gates need 32 registers more beside the weights, for more sums.
+  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kGates == 4 ? 32 : 0);
   using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps, kBudget>;
   // What W_hh leaves of the registers.
   static constexpr int kProjectionBudget = max_of(kBudget - Recurrent::kWords, 0);
