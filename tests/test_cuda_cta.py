@@ -5,24 +5,22 @@ from __future__ import annotations
 import ctypes
 import itertools
 import shutil
-import sys
 from pathlib import Path
 
 import cuda_layer
 import cuda_resources
 import pytest
 import torch
+from emulator import build as emulator_build
 from harness import Case, Data, conditioning, make_module, run, run_oracle, run_stock, run_values
 from tolerances import assert_parity
-
-sys.path.insert(0, str(Path(__file__).parent / "emulator"))
-import build as emulator_build  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 PRODUCTS = tuple(cuda_layer.PRODUCTS)
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 RAGGED = (None, "lengths", "sorted", "unsorted")
+SANITIZED = ("bf16_fwd", "bf16_bwd", "exact_fwd", "exact_bwd")  # products that sanitize_cta.cpp runs
 SEEDS = (1, 2)  # of the emulator's schedule
 
 
@@ -144,6 +142,18 @@ def test_nan_stays_in_its_sequence(kernels, kind):
     assert poisoned["output"][1:, 4].isnan().all()
     for name, value in clean.items():
         assert torch.equal(value[:, rest], poisoned[name][:, rest]), name
+
+
+@pytest.mark.parametrize("shape", [(0, 40, 40), (1, 33, 33), (2, 33, 33), (2, 40, 17)], ids=str)
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitized(sanitizer, shape):
+    """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
+    sources = [EMULATOR / "sanitize_cta.cpp"]
+    sources += [ROOT / "csrc" / "cuda" / f"inst_cta_{name}.cu" for name in SANITIZED]
+    program = emulator_build.build(sources, sanitizer=sanitizer)
+    for rows, seed in (("dense", 1), ("padded", 2), ("packed", 3)):
+        result = emulator_build.run(program, *shape, 3, 10, rows, seed)
+        assert result.returncode == 0 and not result.stderr, result.stderr
 
 
 def resources(kernels, product: str, kind: str, H: int, backward: bool) -> tuple[int, int]:

@@ -85,10 +85,14 @@ namespace {
 template <class Use>
 auto with_product(int product, Use use) {
   switch (Product(product)) {
-    case Product::kBfloat16: return use.template operator()<Product::kBfloat16>();
-    case Product::kHalf: return use.template operator()<Product::kHalf>();
-    case Product::kTf32: return use.template operator()<Product::kTf32>();
-    default: return use.template operator()<Product::kExact>();
+    case Product::kBfloat16:
+      return use.template operator()<Product::kBfloat16>();
+    case Product::kHalf:
+      return use.template operator()<Product::kHalf>();
+    case Product::kTf32:
+      return use.template operator()<Product::kTf32>();
+    default:
+      return use.template operator()<Product::kExact>();
   }
 }
 
