@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 CSRC = Path(__file__).parent.parent / "csrc"
+BUILD = CSRC.parent / "build" / "ptxas"
 REGISTERS = 255  # that a thread can address
 REGISTER_FILE = 65536  # of an SM
+SHARED_BYTES = {"sm_80": 163 << 10, "sm_90a": 227 << 10, "sm_100a": 227 << 10}  # that a block can ask for
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,24 @@ class Resources:
     shared_bytes: int  # static
 
 
-def compile_kernels(source: Path, arch: str, cubin: Path) -> list[Resources]:
-    """Compiles `source` for `arch` (such as "sm_90a") to `cubin`."""
-    options = ["-std=c++20", "-O3", f"-arch={arch}", "-I", str(CSRC), "-I", str(CSRC / "cuda"), "-Xptxas", "-v"]
-    done = subprocess.run(
-        ["nvcc", "-cubin", *options, "-o", str(cubin), str(source)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    return parse(done.stderr)
+def compile_kernels(source: Path, arch: str) -> list[Resources]:
+    """Compiles `source` for `arch` (such as "sm_90a"); the report is kept in build/ until something it read changes."""
+    options = ["-std=c++20", "-O3", f"-arch={arch}", "-Xptxas", "-v"]
+    digest = hashlib.sha256(" ".join(options).encode())
+    for file in (source, *sorted(CSRC.glob("c*/*.*h")), *sorted(CSRC.glob("c*/*.h"))):
+        digest.update(file.read_bytes())
+    report = BUILD / f"{source.stem}-{arch}-{digest.hexdigest()[:16]}.txt"
+    if not report.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            cubin = Path(folder) / "kernels.cubin"
+            command = ["nvcc", "-cubin", *options, "-o", str(cubin), str(source)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, done.stderr
+            partial = Path(folder) / report.name
+            partial.write_text(done.stderr)
+            partial.rename(report)
+    return parse(report.read_text())
 
 
 def parse(report: str) -> list[Resources]:

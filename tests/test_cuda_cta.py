@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
-import sys
+import shutil
 from pathlib import Path
 
 import cuda_layer
+import cuda_resources
 import pytest
 import torch
+from emulator import build as emulator_build
 from harness import Case, Data, conditioning, make_module, run, run_oracle, run_stock, run_values
 from tolerances import assert_parity
-
-sys.path.insert(0, str(Path(__file__).parent / "emulator"))
-import build as emulator_build  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 PRODUCTS = tuple(cuda_layer.PRODUCTS)
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 RAGGED = (None, "lengths", "sorted", "unsorted")
+SANITIZED = ("bf16_fwd", "bf16_bwd", "exact_fwd", "exact_bwd")  # products that sanitize_cta.cpp runs
 SEEDS = (1, 2)  # of the emulator's schedule
 
 
@@ -141,3 +142,61 @@ def test_nan_stays_in_its_sequence(kernels, kind):
     assert poisoned["output"][1:, 4].isnan().all()
     for name, value in clean.items():
         assert torch.equal(value[:, rest], poisoned[name][:, rest]), name
+
+
+@pytest.mark.parametrize("shape", [(0, 40, 40), (1, 33, 33), (2, 33, 33), (2, 40, 17)], ids=str)
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitized(sanitizer, shape):
+    """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
+    sources = [EMULATOR / "sanitize_cta.cpp"]
+    sources += [ROOT / "csrc" / "cuda" / f"inst_cta_{name}.cu" for name in SANITIZED]
+    program = emulator_build.build(sources, sanitizer=sanitizer)
+    for rows, seed in (("dense", 1), ("padded", 2), ("packed", 3)):
+        result = emulator_build.run(program, *shape, 3, 10, rows, seed)
+        assert result.returncode == 0 and not result.stderr, result.stderr
+
+
+def resources(kernels, product: str, kind: str, H: int, backward: bool) -> tuple[int, int]:
+    """Threads and bytes of dynamic shared memory of the kernel that serves H."""
+    cell = kind.removesuffix("_projected")
+    threads, shared_bytes = ctypes.c_int(), ctypes.c_int()
+    sizes = (ctypes.c_int64 * 8)(cuda_layer.CELLS[cell], 0, H, H if cell == kind else 1, 1, 1, 1, 1)
+    kernels.library.rnnfast_cta_resources(
+        cuda_layer.PRODUCTS[product], sizes, int(backward), ctypes.byref(threads), ctypes.byref(shared_bytes)
+    )
+    return threads.value, shared_bytes.value
+
+
+def kernel_name(product: str, kind: str, H: int, backward: bool) -> str:
+    cell = cuda_layer.CELLS[kind.removesuffix("_projected")]
+    arguments = f"(rnnfast::cuda::Product){cuda_layer.PRODUCTS[product]}, (rnnfast::Cell){cell}, {H}"
+    name = "cta_backward" if backward else "cta_forward"
+    return f"{name}<{arguments}, {'true' if kind.endswith('_projected') else 'false'}>"
+
+
+# Exact LSTM of H 64 with a projection: both parts of three quarters of all weights lie in shared memory.
+TOO_LARGE = {("sm_80", kernel_name("exact", "lstm_projected", 64, True))}
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_resources(kernels, product, direction, arch):
+    """Every kernel fits an SM: no spills, registers for all its threads, shared memory that the architecture has."""
+    source = ROOT / "csrc" / "cuda" / f"inst_cta_{product}_{direction}.cu"
+    found = cuda_resources.compile_kernels(source, arch)
+    backward, expected = direction == "bwd", set()
+    for kind in KINDS:
+        for H in (32, 64, 96, 128, 256):
+            if H > largest_hidden(product, kind) or kind == "rnn_relu" or (H == 96 and product not in ("bf16", "f16")):
+                continue
+            name = kernel_name(product, kind, H, backward)
+            kernel = next(k for k in found if name in k.kernel)
+            expected.add(kernel)
+            threads, shared_bytes = resources(kernels, product, kind, H, backward)
+            assert kernel.spilled_bytes == 0, kernel
+            assert kernel.registers * threads <= cuda_resources.REGISTER_FILE, kernel
+            fits = kernel.shared_bytes + shared_bytes <= cuda_resources.SHARED_BYTES[arch]
+            assert fits == ((arch, name) not in TOO_LARGE), (kernel, shared_bytes)
+    assert set(found) == expected

@@ -17,7 +17,6 @@ struct Arithmetic;
 template <class Element_>
 struct Arithmetic16 {
   using Element = Element_;
-  using Activations = std::conditional_t<std::is_same_v<Element, __nv_bfloat16>, ApproximateMath, ExactMath>;
   static constexpr int kParts = 1;  // operands: high, and low where exact
 
   // Stores elements k and k + 1 (k even) of an operand; `to` is k's place.
@@ -33,7 +32,6 @@ struct Arithmetic16 {
 template <bool kExact>
 struct Arithmetic32 {
   using Element = float;
-  using Activations = ExactMath;  // of forward; backward's are always exact
   static constexpr int kParts = kExact ? 2 : 1;
 
   static RNNFAST_DEVICE uint32_t high(uint32_t word) { return to_tf32(__uint_as_float(word)); }

@@ -27,7 +27,7 @@ namespace rnnfast::cuda {
 template <Product product, Cell cell, int kHidden, bool kProjected>
 struct CtaForward {
   using Element = ElementOf<product>;
-  using Maths = CellMath<typename Arithmetic<product>::Activations>;
+  using Maths = CellMath<ForwardMath<Element>>;
   static constexpr int kStages = ring_stages(product);
   static constexpr int kGates = gate_count(cell);
   static constexpr int kBlocks = kHidden > 128 ? 2 : 1;  // of 16 units per warp
@@ -37,9 +37,11 @@ struct CtaForward {
 
   using State = Operand<product, kHidden>;
   using Gates = RowStream<Element, kGates, kHidden, kThreads>;
-  using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps>;
+  // Exact products of 4 gates need 32 registers more beside the weights, for more sums.
+  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kGates == 4 ? 32 : 0);
+  using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps, kBudget>;
   // What W_hh leaves of the registers.
-  static constexpr int kProjectionBudget = max_of(kWeightBudget - Recurrent::kWords, 0);
+  static constexpr int kProjectionBudget = max_of(kBudget - Recurrent::kWords, 0);
   using Projection = WeightTiles<product, 1, kHidden, kWarps, kProjectionBudget>;
   using Stage = RowStage<product, kHidden>;
 

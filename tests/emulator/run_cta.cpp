@@ -79,36 +79,43 @@ cudaError_t backward(const Shape& shape, void* const* data) {
 
 using namespace rnnfast::cuda;
 
+namespace {
+
+// Calls use.template operator()<product>() for the product of this number.
+template <class Use>
+auto with_product(int product, Use use) {
+  switch (Product(product)) {
+    case Product::kBfloat16:
+      return use.template operator()<Product::kBfloat16>();
+    case Product::kHalf:
+      return use.template operator()<Product::kHalf>();
+    case Product::kTf32:
+      return use.template operator()<Product::kTf32>();
+    default:
+      return use.template operator()<Product::kExact>();
+  }
+}
+
+}  // namespace
+
 const char* rnnfast_cta_forward(int product, const int64_t* sizes, void* const* data) {
-  return reported([&] {
-    const Shape shape = shape_of(sizes, data);
-    switch (Product(product)) {
-      case Product::kBfloat16:
-        return forward<Product::kBfloat16>(shape, data);
-      case Product::kHalf:
-        return forward<Product::kHalf>(shape, data);
-      case Product::kTf32:
-        return forward<Product::kTf32>(shape, data);
-      default:
-        return forward<Product::kExact>(shape, data);
-    }
-  });
+  const auto call = [&]<Product kProduct>() { return forward<kProduct>(shape_of(sizes, data), data); };
+  return reported([&] { return with_product(product, call); });
 }
 
 const char* rnnfast_cta_backward(int product, const int64_t* sizes, void* const* data) {
-  return reported([&] {
-    const Shape shape = shape_of(sizes, data);
-    switch (Product(product)) {
-      case Product::kBfloat16:
-        return backward<Product::kBfloat16>(shape, data);
-      case Product::kHalf:
-        return backward<Product::kHalf>(shape, data);
-      case Product::kTf32:
-        return backward<Product::kTf32>(shape, data);
-      default:
-        return backward<Product::kExact>(shape, data);
-    }
+  const auto call = [&]<Product kProduct>() { return backward<kProduct>(shape_of(sizes, data), data); };
+  return reported([&] { return with_product(product, call); });
+}
+
+void rnnfast_cta_resources(int product, const int64_t* sizes, int is_backward, int* threads, int* shared_bytes) {
+  void* const no_rows[2] = {};
+  const Shape shape = shape_of(sizes, no_rows);
+  const CtaResources resources = with_product(product, [&]<Product kProduct>() {
+    return is_backward ? cta_backward_resources<kProduct>(shape) : cta_forward_resources<kProduct>(shape);
   });
+  *threads = resources.threads;
+  *shared_bytes = resources.shared_bytes;
 }
 
 void rnnfast_cta_seed(uint64_t seed) { rnnfast::emulator::configure({.seed = seed}); }
