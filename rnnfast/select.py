@@ -28,6 +28,8 @@ class Backend(NamedTuple):
     """One implementation. `layer` and `step` run one (see reference.py); None: torch's own operator runs it all."""
 
     name: str
+    device: str | None
+    """The type of the devices that it makes faster: there it is a loss not to take it. None: of none."""
     unavailable: Callable[[], str | None]
     """Why it can run nothing here, or None."""
     refuses: Callable[[Call], str | None]
@@ -120,16 +122,17 @@ def _aten_refuses(call: Call) -> str | None:
     return None if call.lengths is None else "torch's own operator knows no `lengths`"
 
 
-CPU = Backend("cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer, autograd.step)
+CPU = Backend("cpu", "cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer, autograd.step)
 TRITON = Backend(
     "triton",
+    "cuda",
     _triton_unavailable,
     _triton_refuses,
     functools.partial(autograd.layer, namespace="rnnfast_triton"),
     functools.partial(autograd.step, namespace="rnnfast_triton"),
 )
-ATEN = Backend("aten", lambda: None, _aten_refuses, None, None)
-REFERENCE = Backend("reference", lambda: None, lambda call: None, reference.layer, reference.step)
+ATEN = Backend("aten", None, lambda: None, _aten_refuses, None, None)
+REFERENCE = Backend("reference", None, lambda: None, lambda call: None, reference.layer, reference.step)
 BACKENDS = {backend.name: backend for backend in (CPU, TRITON, ATEN, REFERENCE)}  # in the order of preference
 
 
@@ -232,7 +235,7 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
             if (call.input.is_meta or not torchs) and not fits(call):
                 return ATEN
             raise RuntimeError(f"rnnfast backend {name!r} was requested with strict=True, but {reason}")
-        elif name == request or not torchs:
+        elif name == request or (candidate.device == call.input.device.type and not torchs):
             _warn_once(f"rnnfast backend {name!r} is passed over: {reason}")
     return REFERENCE
 

@@ -9,7 +9,7 @@ import torch
 from harness import CELLS, Case, check
 
 import rnnfast
-from rnnfast.triton import plan
+from rnnfast.triton import configs, plan
 
 KINDS = [(cell, 0) for cell in CELLS] + [("lstm", 9)]
 BF16, F16 = torch.bfloat16, torch.float16
@@ -21,7 +21,7 @@ def kind(request, monkeypatch):
     """The two kinds of kernel that the interpreter can run one program after the other."""
     if request.param == "step":
         monkeypatch.setattr(plan, "WHOLE_TILES", {})
-        small = plan.StepTile(0, 16, 16, 32, 4, 2, 0)  # several blocks of columns, several programs
+        small = configs.StepTile(0, 16, 16, 32, 4, 2, 0)  # several blocks of columns, several programs
         monkeypatch.setattr(plan, "STEP_TILES", {key: [small] for key in plan.STEP_TILES})
     return request.param
 
