@@ -25,15 +25,20 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test emulator bench lint format test-asan abi-check aarch64-check clean
+.PHONY: help setup test emulator cuda bench lint format test-asan abi-check aarch64-check clean
 
 help:
-	@echo "make test | emulator | bench [BENCH=cpu|full] | lint | format | test-asan | abi-check | aarch64-check | clean"
+	@echo "make test | emulator | cuda | bench [BENCH=cpu|full] | lint | format | test-asan | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
 test: setup $(EMULATOR)
 	$(RUN) -m pytest $(TESTS)
+
+# The CUDA kernels, for a torch with CUDA and an nvcc of the same major version. Needs no GPU; TORCH_CUDA_ARCH_LIST=9.0a
+# builds for one architecture, all take minutes.
+cuda: setup
+	RNNFAST_BUILD=1 RNNFAST_CUDA=1 $(PY) setup.py -q build_ext --inplace
 
 # The CUDA kernels and their host code for CPU tensors, where rnnfast.backend("emulator") and the tests find them.
 emulator: setup $(EMULATOR)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+import cuda_resources
 import pytest
 import torch
-from emulated import check, check_tf32, needs_emulator
+from emulated import NAMESPACE, check, check_tf32, needs_emulator
 from harness import CELLS, Case
 
+from rnnfast import _ext
+
 pytestmark = needs_emulator
+ROOT = Path(__file__).parents[1]
+THREADS = 128
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = (None, "lengths", "sorted")
 # (T, B, I, H): single numbers, rows that are not aligned, several tiles of units and of the batch, several chunks of K.
@@ -38,6 +46,9 @@ def test_rows_and_directions(cell, dtype):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_large_tiles(cell, dtype):
+    for backward in (False, True):
+        plan = _ext.cuda_plan(cell.partition("_")[0], dtype, 72, 0, 65, 2, backward, namespace=NAMESPACE)
+        assert plan.startswith(f"tier step: {64 if backward or 'rnn' in cell else 32} units x 64 rows")
     check(Case(cell, *LARGE, bidirectional=True, ragged="lengths", dtype=dtype))
 
 
@@ -63,9 +74,21 @@ def test_without_states_or_biases(cell):
     check(Case(cell, 3, 4, 3, 18, hx=False, bias=False, ragged="lengths"))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("loss", [("output",), ("h_n",), ("c_n",)], ids=str)
+@pytest.mark.parametrize(
+    "cell, loss", [(cell, loss) for cell in CELLS for loss in ("output", "h_n")] + [("lstm", "c_n")]
+)
 def test_gradients_that_are_missing(cell, loss):
-    if loss == ("c_n",) and cell != "lstm":
-        pytest.skip("only the LSTM has c_n")
-    check(Case(cell, 3, 4, 3, 18, bidirectional=True, ragged="lengths", loss=loss))
+    check(Case(cell, 3, 4, 3, 18, bidirectional=True, ragged="lengths", loss=(loss,)))
+
+
+@pytest.mark.parametrize("product", ["f32", "tf32", "bf16", "f16"])
+@pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
+def test_resources(product, arch):
+    """Nothing is spilled, and two CTAs fit an SM's registers. Shared memory: test_cuda_plan.py."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is missing")
+    found = cuda_resources.compile_kernels(ROOT / "csrc" / "cuda" / f"inst_step_{product}.cu", arch)
+    assert len(found) == 2 * (3 + 1) * 2  # tiles, (cells and the kernel for P), directions
+    for kernel in found:
+        assert kernel.spilled_bytes == 0 and kernel.shared_bytes == 0, kernel
+        assert 2 * THREADS * kernel.registers <= cuda_resources.REGISTER_FILE, kernel

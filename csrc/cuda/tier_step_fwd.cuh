@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kStepThreads)
     step_forward(const __grid_constant__ StepForward<ElementOf<kProduct>> call, int step) {
   using Tile = StepTile<kProduct, gate_count(kCell), kLarge>;
   using Element = typename Tile::Element;
-  using Maths = CellMath<typename Arithmetic<kProduct>::Activations>;
+  using Maths = CellMath<ForwardMath<Element>>;
   constexpr int kGates = gate_count(kCell);
   unsigned char* const shared = shared_memory();
   const int d = int(blockIdx.z), t = d ? call.steps - 1 - step : step;
