@@ -165,15 +165,16 @@ def _forward(layer, chosen, relu, save, input, states, weights):
     ]
     by_name = _weights(layer, weights)
     output_shape = (*input.shape[:-1], directions * layer.output_size)
-    output = input.new_zeros(output_shape) if layer.padding else input.new_empty(output_shape)
+    new = input.new_zeros if layer.padding else input.new_empty  # no kernel writes at or after a row's length
+    output = new(output_shape)
     final = [torch.empty_like(state) for state in states]
     if layer.ragged:
         final[0].copy_(states[0])  # a row of length 0 keeps its hx
     saved = []
     if save and layer.cell != "rnn":
-        saved.append(input.new_empty(directions, layer.rows, 4 * hidden_size))
+        saved.append(new(directions, layer.rows, 4 * hidden_size))
     if save and layer.cell == "lstm":
-        saved.append(input.new_empty(directions, layer.rows, hidden_size, dtype=torch.float32))
+        saved.append(new(directions, layer.rows, hidden_size, dtype=torch.float32))
     if batch == 0:
         return (output, *final, *saved)
     gates_x = _project_input(layer, input, by_name)
