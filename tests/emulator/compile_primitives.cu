@@ -1,4 +1,5 @@
 // For nvcc only: every primitive, compiled for the architectures that rnnfast is built for. Nothing here runs.
+#include "planted.cuh"
 #include "primitive_kernels.cuh"
 
 namespace rnnfast::cuda::test {
@@ -9,6 +10,9 @@ template __global__ void mma_kernel<float>(const float*, const float*, float*);
 template __global__ void copy_kernel<4, 2>(const unsigned char*, unsigned char*);
 template __global__ void copy_kernel<8, 1>(const unsigned char*, unsigned char*);
 template __global__ void copy_kernel<16, 0>(const unsigned char*, unsigned char*);
+template __global__ void block_loop<Bug::kNone>(const float*, float*, int);
+template __global__ void cluster_loop<Bug::kNone>(const float*, float*, int, int);
+template __global__ void group_loop<Bug::kNone>(const float*, float*, float*, uint32_t*, int);
 
 #if defined(NEEDS_SM_90)  // must fail to build where this is missing
 __global__ void needs_sm_90(unsigned* rank) { *rank = cluster_rank(); }

@@ -41,7 +41,8 @@ struct Options {
 
 Schedule schedule_named(const std::string& name);
 
-// The options of launches from now on, by any thread; also restarts the random numbers.
+// The options of launches from now on, by any thread; also restarts the random numbers. A program that never calls it
+// gets RNNFAST_EMULATOR_SEED and RNNFAST_EMULATOR_SCHEDULE (random, uniform, fifo).
 void configure(const Options& options);
 
 struct Launch {
