@@ -117,9 +117,10 @@ def test_conversions_round_as_torch_does(library):
     )
     x = torch.cat([x, torch.tensor([0.0, -0.0, torch.nan, torch.inf, -torch.inf, 65520.0, 2.0**-24, 2.0**-25, 1e-8])])
     n = x.numel()
-    out, words = torch.zeros(4, n), torch.zeros(2, n, dtype=torch.int32)
+    out, words = torch.zeros(6, n), torch.zeros(2, n, dtype=torch.int32)
     library("check_convert", x, n, out, words)
-    for row, expected in enumerate((x.bfloat16(), -x.bfloat16(), x.half(), -x.half())):
+    bf16, half = x.bfloat16(), x.half()
+    for row, expected in enumerate((bf16, -bf16, bf16, half, -half, half)):
         torch.testing.assert_close(out[row], expected.float(), rtol=0, atol=0, equal_nan=True)
     # The exchange by polling relies on it: no packed word looks like memory that nobody has written.
     assert (words != -1).all()
@@ -188,6 +189,12 @@ def test_a_grid_of_ten_thousand_threads(library):
 def test_blocks_that_do_not_run_together_are_an_error_and_no_hang(check):
     with pytest.raises(RuntimeError, match="spin budget exceeded"):
         group(check, 6, False)
+
+
+def test_blocks_hand_a_number_on(check):
+    flags, count = torch.zeros(2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    check("check_relay", 7, flags, count)
+    assert flags.tolist() == [7, 7] and count.item() == 7
 
 
 def mail(library, cooperative):

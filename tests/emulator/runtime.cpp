@@ -295,7 +295,6 @@ void progress() { fruitless_polls = fruitless_loads = 0; }
 
 unsigned char* shared_memory() { return current->block->shared; }
 unsigned cluster_rank() { return current->block->rank; }
-unsigned cluster_size() { return static_cast<unsigned>(current->block->cluster->blocks.size()); }
 
 void* map_to_rank(const void* shared, unsigned rank) {
   const Ignore ignore;

@@ -103,7 +103,6 @@ void warp_barrier();
 // --- Block and cluster
 unsigned char* shared_memory();
 unsigned cluster_rank();
-unsigned cluster_size();
 void* map_to_rank(const void* shared, unsigned rank);
 void block_barrier(unsigned id, unsigned threads, bool wait);
 void cluster_arrive();
