@@ -251,10 +251,10 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     copy_wait<kStages - 2>();  // the next step's stage
     block_sync();
 
-    const int64_t ahead = row_of(step + kStages), previous_ahead = row_of(step + kStages + 1);  // from memory
     float sum[kBlocks][4];
     recurrent.multiply(sum, operand, grads_offset);
-    fetch(step + kStages, ahead, previous_ahead);
+    // In the shadow of the product, which is under way now.
+    fetch(step + kStages, row_of(step + kStages), row_of(step + kStages + 1));
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block)
 #pragma unroll

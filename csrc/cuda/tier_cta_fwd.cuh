@@ -132,12 +132,12 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
   const int state_offset = State::lane_offset(lane);
   for (int step = 0; step < tile.steps; ++step) {
     const int t = tile.time(step);
-    // Before the products: offsets come from memory.
-    const int64_t row = tile.row(t) + column, row_ahead = tile.row(tile.time(step + kStages - 1));
     const bool active[2] = {t < lengths[0], t < lengths[1]};
     float sum[kGates * kBlocks][4];
     recurrent.multiply(sum, shared + Plan::kStates + step % 2 * State::kBytes, state_offset);
-    fetch(step + kStages - 1, row_ahead);
+    // In the shadow of the products, which are under way now.
+    const int64_t row = tile.row(t) + column;
+    fetch(step + kStages - 1, tile.row(tile.time(step + kStages - 1)));
 
     // gate[m] is the activated gate m, and for GRU gate[3] is W_hn h + b_hn
     float gate[kBlocks][4][4], value[kBlocks][4];
