@@ -84,7 +84,7 @@ def sizes():
         strict=False,
     )
     for product, kind in itertools.product(PRODUCTS, KINDS):
-        for H in (2 if kind == "lstm_projected" else 1, 5, 32, 33, 63, 64, 100, 128, 200, 256):
+        for H in (2 if kind == "lstm_projected" else 1, 5, 32, 33, 63, 64, 80, 96, 100, 128, 200, 256):
             if H <= largest_hidden(product, kind):
                 B, T, bidirectional, ragged, hx, misaligned = next(turns)
                 options = {"B": B, "T": T, "bidirectional": bidirectional, "ragged": ragged, "hx": hx}

@@ -238,11 +238,10 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
             c[block][i] = has_previous[j] ? s : c[block][i];
           }
         }
-        const int offset = GateGrads::offset(column + j, u);
         constexpr int kFirst = Plan::kGradPlanes - Plan::kGates;  // GRU's n_x does not multiply W_hh
 #pragma unroll
         for (int m = 0; m < Plan::kGates; ++m)
-          GateGrads::store_pair(operand, GateGrads::further(offset, m * Plan::kPlaneChunks), grad[0][kFirst + m],
+          GateGrads::store_pair(operand, GateGrads::offset(column + j, u, m * Plan::kPlaneChunks), grad[0][kFirst + m],
                                 grad[1][kFirst + m]);
         if (active[j])
           store_pairs<Plan::kGradPlanes>(layer.grad_gates + (row + j) * Plan::kGradPlanes * H + u, H, H - u,
