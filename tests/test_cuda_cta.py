@@ -112,7 +112,7 @@ def test_rows(kernels, product, kind, ragged):
 @pytest.mark.parametrize("loss", [("output",), ("h_n",), ("c_n",)])
 @pytest.mark.parametrize("kind", ["gru", "lstm", "lstm_projected"])
 def test_missing_gradients(kernels, kind, loss):
-    """Gradients that autograd fills with zeros: the kernel's null pointers are tested by test_null_gradients."""
+    """Null pointers in place of the gradients that the loss does not have."""
     if kind != "gru" or loss != ("c_n",):
         check(kernels, "bf16", make_case("bf16", kind, 20, T=3, B=3, loss=loss))
 
