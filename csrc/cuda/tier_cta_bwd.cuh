@@ -1,22 +1,19 @@
 // Tier CTA, backward: the whole recurrence of 8 sequences and one direction in one CTA, against the direction's time.
 //
-// Shapes      grad_output [N, D*P], gates [D, N, 4*H], c [D, N, H] -> grad_gates [D, N, planes*H], grad_hx, grad_cx;
-// see
-//             layer.h. Grid: x = batch tiles of 8, y = directions.
+// Shapes      grad_output [N, D*P], gates [D, N, 4*H], c [D, N, H] -> grad_gates [D, N, planes*H], grad_hx, grad_cx
+//             and so on; see layer.h. Grid: x = batch tiles of 8, y = directions.
 // Limits      As in tier_cta_fwd.cuh: W_hh^T is as large as W_hh.
-// Ownership   A warp owns 16 units (32 where H > 128), a lane 2 units x 2 sequences of them, and computes all their
-// gate
-//             gradients. W_hh^T is the a operand of mma (rows: units of h; depth: all gates of all units), in registers
-//             for the whole sequence; dh, dc and c are in registers (float); gate gradients pass through shared memory
-//             as the b operand, double-buffered.
+// Ownership   A warp owns 16 units (32 where H > 128), a lane 2 units x 2 sequences of them with all their gate
+//             gradients. W_hh^T is the a operand of mma (rows: units of h; depth: all gates of all units), in
+//             registers for the whole sequence; dh, dc and c are in registers (float); gate gradients pass through
+//             shared memory as the b operand, double-buffered.
 // Projection  dh is that of the projected h, P units. It passes through shared memory first, and W_hr^T, read from
 //             there too, for registers are full, gives the gradient of o tanh(c).
 // One step    gates, c or h', grad_output from the ring, cell, gate gradients to shared and global memory | barrier |
 //             dh = W_hh^T dgates (mma). With a projection, the product with W_hr^T and a barrier before it come first.
 //             In the shadow of the product cp.async fetches what kStages steps ahead need.
 // Barrier     One per step: a buffer of gate gradients is written again two steps later, after a barrier that follows
-// its
-//             reads; a slot of the ring is refilled after the barrier that follows its reads.
+//             its reads; a slot of the ring is refilled after the barrier that follows its reads.
 // Stored      grad_gates and, projected, the gradient of the projected h: the gradients of weights, biases and x are
 //             products over all rows afterwards.
 // c' and h'   belong to the step before, so the ring brings them from the row that comes next, and LSTM keeps c for a
