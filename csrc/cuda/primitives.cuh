@@ -363,10 +363,22 @@ RNNFAST_DEVICE void add_release(uint32_t* address, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// A plain load that skips the L1 cache, which other blocks' stores do not reach.
+// A load of 4, 8 or 16 bytes that skips the L1 cache, which other blocks' stores do not reach. Never moved nor merged.
 template <class T>
 RNNFAST_DEVICE T load_uncached(const T* address) {
-  return __ldcg(address);
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "load_uncached: 4, 8 or 16 bytes");
+  uint4 value;
+  if constexpr (sizeof(T) == 4) {
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(value.x) : "l"(address) : "memory");
+  } else if constexpr (sizeof(T) == 8) {
+    asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(address) : "memory");
+  } else {
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(address)
+                 : "memory");
+  }
+  return reinterpret_cast<const T&>(value);
 }
 
 // --- Approximations in hardware, with the largest error that PTX documents. cell.h asks for host
@@ -454,8 +466,9 @@ namespace rnnfast::cuda {
 template <class Element>
 inline constexpr int mma_depth = std::is_same_v<Element, float> ? 8 : 16;
 
-// Blocks that share a counter meet: each adds 1 and waits until `target` have come in all (n blocks, k-th meeting: n
-// k). What a block wrote before is visible to all afterwards, through load_uncached or a first plain load.
+// One-dimensional blocks that share a counter meet: each adds 1 and waits until `target` have come in all (n blocks,
+// k-th meeting: n k). What a block wrote before is visible to all afterwards, through load_uncached or a first plain
+// load.
 RNNFAST_DEVICE void group_sync(uint32_t* counter, uint32_t target) {
   block_sync();
   if (threadIdx.x == 0) {

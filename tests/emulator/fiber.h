@@ -14,8 +14,12 @@
 
 namespace rnnfast::emulator {
 
-// A kernel's frames are small; sanitizers put wide red zones around every local array.
+// A kernel's frames are small, but ASan puts wide red zones around every local array.
+#if defined(__SANITIZE_ADDRESS__)
 inline constexpr size_t kStackBytes = 256 << 10;
+#else
+inline constexpr size_t kStackBytes = 64 << 10;
+#endif
 
 struct Fiber {
   void* stack_pointer = nullptr;

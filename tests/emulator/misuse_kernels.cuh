@@ -30,6 +30,7 @@ enum class Misuse {
   kDivergentClusterBarrier,
 };
 
+#if RNNFAST_ARCH >= 900  // clusters
 __global__ void misuse_kernel(Misuse misuse, uint32_t* memory) {
   unsigned char* shared = shared_memory();
   Barrier* barrier = reinterpret_cast<Barrier*>(shared);
@@ -122,5 +123,6 @@ __global__ void misuse_kernel(Misuse misuse, uint32_t* memory) {
       return;
   }
 }
+#endif
 
 }  // namespace rnnfast::cuda::test

@@ -14,7 +14,7 @@ namespace {
 using namespace rnnfast::cuda;
 using namespace rnnfast::cuda::test;
 
-constexpr int kSteps = 12;
+constexpr int kSteps = 12, kTiles = 2;
 
 struct NamedBug {
   const char* name;
@@ -33,6 +33,7 @@ constexpr NamedBug kBugs[] = {
     {"ring_copy_outside", block_loop<Bug::kRingCopyOutside>, nullptr, nullptr},
     {"ring_read_outside", block_loop<Bug::kRingReadOutside>, nullptr, nullptr},
     {"ring_write_outside", block_loop<Bug::kRingWriteOutside>, nullptr, nullptr},
+    {"shared_output", block_loop<Bug::kSharedOutput>, nullptr, nullptr},
     {"misaligned", block_loop<Bug::kMisaligned>, nullptr, nullptr},
     {"no_mbarrier_wait", nullptr, cluster_loop<Bug::kNoMbarrierWait>, nullptr},
     {"no_cluster_barrier", nullptr, cluster_loop<Bug::kNoClusterBarrier>, nullptr},
@@ -42,12 +43,13 @@ constexpr NamedBug kBugs[] = {
     {"early_group_sync", nullptr, nullptr, group_loop<Bug::kEarlyGroupSync>},
 };
 
-// The loop in plain words, with the kernel's order of operations.
+// The loop in plain words, one tile of kSteps rows after the other, with the kernel's order of operations.
 std::vector<float> reference(const std::vector<float>& x, int H) {
   std::vector<float> output(x.size()), h(H);
-  for (int t = 0; t < kSteps; ++t) {
-    float* now = &output[t * H];
-    for (int unit = 0; unit < H; ++unit) now[unit] = mix(x[t * H + unit], h[(unit + 1) % H], h[(unit + 65) % H]);
+  for (size_t row = 0; row < x.size() / H; ++row) {
+    if (row % kSteps == 0) h.assign(H, 0);
+    float* now = &output[row * H];
+    for (int unit = 0; unit < H; ++unit) now[unit] = mix(x[row * H + unit], h[(unit + 1) % H], h[(unit + 65) % H]);
     h.assign(now, now + H);
   }
   return output;
@@ -60,7 +62,7 @@ int main(int count, char** words) {
   const std::string form = words[1];
   const int ranks = form == "block" ? 1 : form.back() - '0';
   const int H = form == "block" ? kBlockUnits : ranks * kRankUnits;
-  std::vector<float> x(kSteps * H);
+  std::vector<float> x((form == "block" ? kTiles : 1) * kSteps * H);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 2654435761u % 1000) / 500 - 1;
   const std::vector<float> expected = reference(x, H);
   int runs = 0, wrong = 0, errors = 0;
@@ -76,7 +78,7 @@ int main(int count, char** words) {
       uint32_t counter = 0;
       try {
         if (form == "block") {
-          launch(bug.block, dim3(1), dim3(H), 1, false, kBlockShared, nullptr, x.data(), output.data(), kSteps);
+          launch(bug.block, dim3(kTiles), dim3(H), 1, false, kBlockShared, nullptr, x.data(), output.data(), kSteps);
         } else if (form.starts_with("cluster")) {
           launch(bug.cluster, dim3(ranks), dim3(kRankUnits), ranks, false, cluster_shared(ranks), nullptr, x.data(),
                  output.data(), kSteps, ranks);

@@ -3,7 +3,8 @@
 //
 // h [H] of each step is x/2 + (own neighbour's h + a far unit's h)/4, so that a unit reads what another warp wrote.
 // x [T, H], output [T, H], both float32 in global memory. A thread owns a unit for all steps.
-//   block_loop    one block of H = 128 threads. Shared memory: h twice (one written while the other is read, one
+//   block_loop    blocks of H = 128 threads, each with an x and an output of its own. Shared memory: h twice (one
+//   written while the other is read, one
 //                 block_sync() per step), then the ring of four steps of x, filled by copy_async three steps ahead.
 //   cluster_loop  `ranks` blocks of 64 threads, H = 64 ranks. Shared memory: two mbarriers, h twice. Every thread pair
 //                 sends its two units to all ranks by store_async; the mbarrier of a buffer completes when all H have
@@ -29,6 +30,7 @@ enum class Bug {
   kRingCopyOutside,   // the ring is one step shorter than its use, copies first
   kRingReadOutside,   // the same, only for the plain load
   kRingWriteOutside,  // the same, for a plain store
+  kSharedOutput,      // all blocks write the first one's output
   kMisaligned,        // 8 bytes are read from an address that is no multiple of 8
   kNoMbarrierWait,
   kNoClusterBarrier,  // others may send before the mbarriers are armed
@@ -50,6 +52,8 @@ __global__ void block_loop(const float* x, float* output, int steps) {
   float* h = reinterpret_cast<float*>(shared_memory());
   float* ring = h + 2 * H;
   const int unit = static_cast<int>(threadIdx.x);
+  x += static_cast<int>(blockIdx.x) * steps * H;
+  if constexpr (bug != Bug::kSharedOutput) output += static_cast<int>(blockIdx.x) * steps * H;
   constexpr int kReadSlots = bug == Bug::kRingCopyOutside || bug == Bug::kRingReadOutside ? kStages + 1 : kStages;
   constexpr int kCopySlots = bug == Bug::kRingCopyOutside ? kStages + 1 : kStages;
   auto prefetch = [&](int t) {

@@ -96,6 +96,10 @@ int check_group(int blocks, int meetings, int cooperative, uint32_t* counter, ui
   });
 }
 
+int check_relay(int blocks, uint32_t* flags, uint32_t* count) {
+  return guarded([&] { return launch(relay_kernel, dim3(blocks), dim3(32), 1, true, 0, nullptr, flags, count); });
+}
+
 int check_poll(int blocks, int cooperative, uint4* mail, int* gave_up) {
   return guarded(
       [&] { return launch(poll_kernel, dim3(blocks), dim3(32), 1, cooperative, 0, nullptr, mail, gave_up); });

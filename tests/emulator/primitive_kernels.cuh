@@ -46,14 +46,17 @@ __global__ void warp_kernel(const float* value, float* out) {
   out[128 + lane] = all_lanes(own > -1000);
 }
 
-// Values there and back through each 16-bit type. out [4, count]: bf16, half, each from the low and the high half.
+// Values there and back through bf16, then half: from the low and the (negated) high half of a word, and one by one.
+// out [6, count], bits [2, count].
 __global__ void convert_kernel(const float* value, int count, float* out, uint32_t* bits) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
     const uint32_t bf16 = pack<__nv_bfloat16>(value[i], -value[i]), half = pack<__half>(value[i], -value[i]);
     out[i] = unpack_low<__nv_bfloat16>(bf16);
     out[count + i] = unpack_high<__nv_bfloat16>(bf16);
-    out[2 * count + i] = to_float(from_float<__half>(value[i]));
-    out[3 * count + i] = unpack_high<__half>(half);
+    out[2 * count + i] = to_float(from_float<__nv_bfloat16>(value[i]));
+    out[3 * count + i] = unpack_low<__half>(half);
+    out[4 * count + i] = unpack_high<__half>(half);
+    out[5 * count + i] = to_float(from_float<__half>(value[i]));
     bits[i] = bf16;
     bits[count + i] = half;
   }
@@ -181,6 +184,17 @@ __global__ void group_kernel(int meetings, uint32_t* counter, uint32_t* values, 
       out[blockIdx.x * meetings + meeting] = sum;
     }
   }
+}
+
+// Blocks take turns: flags[0] says whose turn it is, *count is a plain number that each adds 1 to, flags[1] the same as
+// a relaxed word.
+__global__ void relay_kernel(uint32_t* flags, uint32_t* count) {
+  if (threadIdx.x != 0) return;
+  Spin spin;
+  while (load_acquire(flags) != blockIdx.x) spin.again();
+  *count += 1;
+  store_relaxed(flags + 1, load_relaxed(flags + 1) + 1);
+  store_release(flags, blockIdx.x + 1);
 }
 
 // The data itself is polled: block b sends 16 bytes to block b + 1, which adds 1; out [4] is the last one's.

@@ -196,6 +196,7 @@ inline void add_release(uint32_t* address, uint32_t value) {
 
 template <class T>
 T load_uncached(const T* address) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "load_uncached: 4, 8 or 16 bytes");
   return *address;
 }
 

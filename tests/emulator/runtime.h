@@ -41,7 +41,8 @@ struct Options {
 
 Schedule schedule_named(const std::string& name);
 
-// The options of launches from now on, by any thread; also restarts the random numbers.
+// The options of launches from now on, by any thread; also restarts the random numbers. A program that never calls it
+// gets RNNFAST_EMULATOR_SEED and RNNFAST_EMULATOR_SCHEDULE (random, uniform, fifo).
 void configure(const Options& options);
 
 struct Launch {
@@ -102,7 +103,6 @@ void warp_barrier();
 // --- Block and cluster
 unsigned char* shared_memory();
 unsigned cluster_rank();
-unsigned cluster_size();
 void* map_to_rank(const void* shared, unsigned rank);
 void block_barrier(unsigned id, unsigned threads, bool wait);
 void cluster_arrive();

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/tier_cta.h"
+#include "cuda/tier_cta_launch.cuh"
 
 namespace {
 
@@ -47,8 +47,13 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-template <Product product>
+// One size serves all: fewer kernels to build.
+constexpr int kHidden = 64;
+
+template <Product product, Cell cell, bool kProjected>
 void run(Shape shape, const Rows& rows) {
+  using Forward = CtaForward<product, cell, kHidden, kProjected>;
+  using Backward = CtaBackward<product, cell, kHidden, kProjected>;
   using Element = ElementOf<product>;
   const int64_t H = shape.hidden_size, P = shape.output_size, D = shape.directions, B = shape.batch, N = rows.count;
   const int G = rnnfast::gate_count(shape.cell);
@@ -69,7 +74,8 @@ void run(Shape shape, const Rows& rows) {
   forward.gates_x = make(D * N * G * H);
   forward.output = make(N * D * P), forward.h_n = make(D * B * P), forward.c_n = make(D * B * H, lstm);
   forward.gates = make(D * N * 4 * H, shape.cell != Cell::kRnn), forward.c = lstm ? c.data() : nullptr;
-  check(launch_cta_forward<product>(forward, nullptr));
+  check(launch(cta_forward<product, cell, kHidden, kProjected>, cta_grid(shape), dim3(Forward::kThreads), 1, false,
+               Forward::kSharedBytes, nullptr, forward));
 
   BackwardLayer<Element> backward{shape};
   for (int d = 0; d < D; ++d) backward.weights[d] = forward.weights[d];
@@ -80,7 +86,15 @@ void run(Shape shape, const Rows& rows) {
   backward.grad_gates = make(D * N * rnnfast::grad_planes(shape.cell) * H);
   backward.grad_projected = make(D * N * P, projected);
   backward.grad_hx = make(D * B * P), backward.grad_cx = make(D * B * H, lstm);
-  check(launch_cta_backward<product>(backward, nullptr));
+  check(launch(cta_backward<product, cell, kHidden, kProjected>, cta_grid(shape), dim3(Backward::kThreads), 1, false,
+               Backward::kSharedBytes, nullptr, backward));
+}
+
+template <Product product>
+void run_cell(const Shape& shape, const Rows& rows) {
+  if (shape.cell == Cell::kRnn) return run<product, Cell::kRnn, false>(shape, rows);
+  if (shape.cell == Cell::kGru) return run<product, Cell::kGru, false>(shape, rows);
+  is_projected(shape) ? run<product, Cell::kLstm, true>(shape, rows) : run<product, Cell::kLstm, false>(shape, rows);
 }
 
 }  // namespace
@@ -93,8 +107,8 @@ int main(int count, char** words) {
   const Shape shape{.cell = Cell(cell), .hidden_size = H, .output_size = P, .steps = T, .batch = B, .directions = 2};
   try {
     const Rows rows(words[6], T, B);
-    run<Product::kBfloat16>(shape, rows);
-    run<Product::kExact>(shape, rows);
+    run_cell<Product::kBfloat16>(shape, rows);
+    run_cell<Product::kExact>(shape, rows);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
