@@ -9,6 +9,7 @@ import cuda_resources
 import pytest
 import torch
 from emulated import NAMESPACE, check, check_tf32, needs_emulator
+from emulator import build as emulator_build
 from harness import CELLS, Case
 
 from rnnfast import _ext
@@ -79,6 +80,17 @@ def test_without_states_or_biases(cell):
 )
 def test_gradients_that_are_missing(cell, loss):
     check(Case(cell, 3, 4, 3, 18, bidirectional=True, ragged="lengths", loss=(loss,)))
+
+
+@pytest.mark.parametrize("large", [0, 1])
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitized(sanitizer, large):
+    """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
+    program = emulator_build.build([ROOT / "tests" / "emulator" / "sanitize_step.cpp"], sanitizer=sanitizer)
+    for shape in ((0, 40, 40), (1, 33, 33), (2, 24, 24), (2, 40, 17)):  # cell, H, P
+        for seed, rows in enumerate(("dense", "padded", "packed")):
+            result = emulator_build.run(program, *shape, 3, 66 if large else 18, rows, large, seed)
+            assert result.returncode == 0 and not result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("product", ["f32", "tf32", "bf16", "f16"])
