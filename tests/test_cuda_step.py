@@ -82,15 +82,24 @@ def test_gradients_that_are_missing(cell, loss):
     check(Case(cell, 3, 4, 3, 18, bidirectional=True, ragged="lengths", loss=(loss,)))
 
 
-@pytest.mark.parametrize("large", [0, 1])
-@pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_sanitized(sanitizer, large):
-    """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
+def run_sanitized(sanitizer: str, *arguments) -> None:
     program = emulator_build.build([ROOT / "tests" / "emulator" / "sanitize_step.cpp"], sanitizer=sanitizer)
-    for shape in ((0, 40, 40), (1, 33, 33), (2, 24, 24), (2, 40, 17)):  # cell, H, P
-        for seed, rows in enumerate(("dense", "padded", "packed")):
-            result = emulator_build.run(program, *shape, 3, 66 if large else 18, rows, large, seed)
-            assert result.returncode == 0 and not result.stderr, result.stderr
+    result = emulator_build.run(program, *arguments)
+    assert result.returncode == 0 and not result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("large", [0, 1])
+@pytest.mark.parametrize("shape", [(0, 40, 40), (1, 33, 33), (2, 24, 24), (2, 40, 17)], ids=str)  # cell, H, P
+def test_accesses(shape, large):
+    """None outside of an array or of shared memory, vectors aligned (ASan, UBSan)."""
+    for seed, rows in enumerate(("dense", "padded", "packed")):
+        run_sanitized("address", *shape, 3, 66 if large else 18, rows, large, seed)
+
+
+@pytest.mark.parametrize("arguments", [(1, 33, 33, 2, 17, "padded", 0), (2, 40, 17, 1, 65, "dense", 1)], ids=str)
+def test_races(arguments):
+    """None (TSan). Few cases: each takes seconds, and all cells share the product, where threads meet."""
+    run_sanitized("thread", *arguments, 1)
 
 
 @pytest.mark.parametrize("product", ["f32", "tf32", "bf16", "f16"])
