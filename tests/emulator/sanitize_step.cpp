@@ -1,6 +1,6 @@
 // sanitize_step CELL H P T B ROWS LARGE SEED: forward, with and without saving, and backward of tier step, in bfloat16
-// and in exact float, on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds of
-// it can run; it computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed"; LARGE: 0 or 1.
+// and in exact float, on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds
+// of it can run; it computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed"; LARGE: 0 or 1.
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
@@ -39,9 +39,7 @@ class Arrays {
   uint32_t state_ = 1;
 };
 
-bool aligned(const void* data, int64_t bytes) {
-  return std::bit_cast<uintptr_t>(data) % 16 == 0 && bytes % 16 == 0;
-}
+bool aligned(const void* data, int64_t bytes) { return std::bit_cast<uintptr_t>(data) % 16 == 0 && bytes % 16 == 0; }
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
