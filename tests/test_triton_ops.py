@@ -120,6 +120,7 @@ def test_cells(name):
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_fullgraph(cell, training):
+    torch._dynamo.reset()  # else every model counts as a recompilation of the same code
     model = make(cell, layers=2, bidirectional=True)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     with rnnfast.backend("triton", strict=True), torch.set_grad_enabled(training):
