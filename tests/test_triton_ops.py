@@ -120,6 +120,7 @@ def test_cells(name):
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_fullgraph(cell, training):
+    torch._dynamo.reset()  # else every model counts as a recompilation of the same code
     model = make(cell, layers=2, bidirectional=True)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
     with rnnfast.backend("triton", strict=True), torch.set_grad_enabled(training):
@@ -198,12 +199,15 @@ def test_environment_runs_a_program_through_the_kernels():
 
 
 def test_precision_follows_torchs_switch(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert float32_products(cpu) == "ieee"
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-    assert float32_products() == "ieee"
-    check(Case("gru", 2, 3, 4, 5), "triton")
+    assert float32_products(cuda) == "ieee"
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+    assert float32_products(cuda) == "tf32"
     monkeypatch.setenv("RNNFAST_FLOAT32_PRODUCTS", "tf32x3")
-    assert float32_products() == "tf32x3"
+    assert float32_products(cpu) == "tf32x3"
     check(Case("lstm", 2, 3, 4, 5), "triton")
     monkeypatch.setenv("RNNFAST_FLOAT32_PRODUCTS", "double")
     with pytest.raises(ValueError, match="expected one of tf32, tf32x3, ieee, got 'double'"):
-        float32_products()
+        float32_products(cpu)

@@ -35,16 +35,16 @@ def device_of(tensor: Tensor) -> Device:
     )
 
 
-def products_of(dtype: torch.dtype) -> str:
+def products_of(dtype: torch.dtype, device: torch.device) -> str:
     """What `plan` calls the recurrent products of tensors of a dtype."""
-    return float32_products() if dtype is torch.float32 else "16-bit"
+    return float32_products(device) if dtype is torch.float32 else "16-bit"
 
 
 def _size(layer: Layer, input: Tensor, backward: bool) -> tuple:
     """What `plan` wants to know of one pass of a layer."""
     return (
         layer.cell, backward, layer.hidden_size, layer.output_size, layer.batch, layer.directions,
-        products_of(input.dtype), device_of(input),
+        products_of(input.dtype, input.device), device_of(input),
     )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def refuses(call: Call) -> str | None:
     for backward in (False, True):
         chosen = plan(
             call.cell.split("_")[0], backward, hidden_size, output_size, batch_of(call), 1 + call.bidirectional,
-            products_of(dtype), device_of(call.input), interpreted=interpreted,
+            products_of(dtype, call.input.device), device_of(call.input), interpreted=interpreted,
         )  # fmt: skip
         if isinstance(chosen, str):
             return chosen
@@ -111,7 +111,7 @@ def aligned(tensor: Tensor) -> Tensor:
 def _arguments(layer: Layer, chosen: Plan, input: Tensor, weights: dict[str, list[Tensor]]) -> dict[str, Any]:
     """What all kernels take: sizes, rows, tiles, and the weights of both directions."""
     config = chosen.config
-    products = float32_products() if input.dtype is torch.float32 else "ieee"  # no choice in 16 bits
+    products = float32_products(input.device) if input.dtype is torch.float32 else "ieee"  # no choice in 16 bits
     arguments = dict(
         steps=layer.steps, batch=layer.batch, rows=layer.rows, lengths=layer.lengths, offsets=layer.offsets,
         H=layer.hidden_size, P=layer.output_size, D=layer.directions, RAGGED=layer.ragged, KIND=KINDS[chosen.kind],
