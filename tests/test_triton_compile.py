@@ -2,7 +2,7 @@
 
 A compiler bug may end its process (triton_compile.py), so it has one of its own. `make test` compiles of rows that
 differ in sizes only the one that needs most memory, and by steps two kinds of products of the four: 150 s of CPU.
-RNNFAST_COMPILE=all compiles all of them in three times that; `make test-triton-matrix` does.
+RNNFAST_COMPILE=all compiles all of them in three times that, as `make test-triton-matrix` does.
 """
 
 import json
@@ -22,7 +22,9 @@ from rnnfast.triton import configs, plan
 LIMITS = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes of shared memory that one program may have
 ALL = os.environ.get("RNNFAST_COMPILE") == "all"
 PROCESSES = 2
-ASIDE = 8  # instructions that may spill before and after the loops, see configs.py
+# Instructions that spill, see configs.py: before and after the loops, and in loops by row and capability.
+ASIDE = 16
+IN_LOOPS = {("group-gru-forward-16-bit-1024-16x16x1024-8-1", 90): 2}
 
 
 class Row(NamedTuple):
@@ -36,16 +38,18 @@ class Row(NamedTuple):
 
 
 def rows_of_tables():
-    """All rows; GROUP's that serve several sizes with the largest, STEP's with one that has several blocks."""
+    """All rows; those whose program does not depend on H with a large one."""
     for (cell, backward, products), sizes in configs.WHOLE_TILES.items():
         for size, tiles in sizes.items():
             for tile in tiles:
                 yield Row("whole", cell, backward, products, size, plan.Config(16, size, size, *tile), "")
     for (cell, backward, products), sizes in configs.GROUP_TILES.items():
-        of_tile = {tile: size for size, tiles in sorted(sizes.items()) for tile in tiles}
-        for (block_h, block_k, *rest), size in of_tile.items():
-            config = plan.Config(16, block_h, block_k or size, *rest)
-            yield Row("group", cell, backward, products, size, config, "")
+        largest = {tile: size for size, tiles in sorted(sizes.items()) for tile in tiles}
+        for size, tiles in sizes.items():
+            for tile in tiles:
+                if tile.block_k == 0 or largest[tile] == size:
+                    config = plan.Config(16, tile.block_h, tile.block_k or size, *tile[2:])
+                    yield Row("group", cell, backward, products, size, config, "")
     for (cell, backward, products), tiles in configs.STEP_TILES.items():
         for _, *tile in tiles:
             yield Row("step", cell, backward, products, 512, plan.Config(*tile), "")
@@ -157,7 +161,8 @@ def test_configuration(name, compiled):
         what = f"sm_{capability}: {result}"
         assert "error" not in result, what
         assert result["shared"] <= row.config.shared <= limit, what
-        assert result["spilled_in_loops"] == 0 and result["spilled"] <= ASIDE, what
+        assert result["spilled_in_loops"] <= IN_LOOPS.get((name, capability), 0), what
+        assert result["spilled"] <= ASIDE, what
         if row.kind == "whole" and row.config.stages > 1:
             loads = {"lstm": (4, 6), "gru": (3, 6), "rnn": (1, 2)}[row.cell.split("_")[0]][row.backward]
             assert result["prefetches"] >= loads, what
@@ -191,12 +196,13 @@ GPUS = (A100, L40S, RTX_4090, H200, B200)
         # cell, backward, H, P, batch, products, the kind on each of GPUS
         *[("lstm", backward, size, size, 1, "16-bit", "whole " * 5) for backward in (0, 1) for size in range(1, 65, 9)],
         *[("gru", 1, size, size, 1000, "tf32", "whole " * 5) for size in (1, 15, 16, 17, 64)],
-        ("lstm", 0, 65, 65, 256, "16-bit", "whole step step whole whole"),
-        ("lstm", 1, 128, 128, 256, "16-bit", "whole step step whole whole"),
+        ("lstm", 0, 65, 65, 256, "16-bit", "whole group group whole whole"),
+        ("lstm", 1, 128, 128, 1000, "16-bit", "whole step step whole whole"),
         ("lstm", 0, 128, 100, 256, "16-bit", "step step step whole whole"),
-        ("gru", 0, 128, 128, 256, "16-bit", "whole step step whole whole"),
+        ("gru", 0, 128, 128, 256, "16-bit", "whole group group whole whole"),
         ("rnn", 1, 256, 256, 1, "16-bit", "whole group group whole whole"),
         ("rnn", 0, 128, 128, 64, "tf32", "whole " * 5),
+        ("lstm", 0, 128, 128, 64, "tf32", "group " * 5),
         ("rnn", 0, 129, 129, 32, "tf32", "group " * 5),
         ("lstm", 0, 64, 64, 64, "ieee", "whole " * 5),
         ("lstm", 0, 128, 128, 64, "ieee", "step " * 5),

@@ -37,6 +37,10 @@ class StepTile(NamedTuple):
 
 
 # fmt: off
+# No time loop spills, but that of _GROUP's GRU of 1024 units by 16 on sm_90, one value: with 4 warps it would need 248
+# registers, with 16 it spills more. What only the code before and after a loop uses may lie on the stack, a few values.
+# All this is for sizes that are multiples of 8: others have no cp.async and up to twice the registers.
+
 # Resident weights. 8 warps from 64 units on: 4 would need twice the registers; "ieee" LSTMs take 16, for 8 spill. Two
 # stages keep the next step's loads in flight (cp.async); one is for GPUs where two do not fit. "tf32x3" has none: its
 # LSTM of 64 units needs all 255 registers in backward, spills, and takes 47 s to compile.
@@ -57,14 +61,14 @@ _WHOLE = (
     ("lstm", "backward", "tf32", 64, 8, 2, 118_784),
     ("lstm", "backward", "tf32", 64, 8, 1, 81920),
     ("lstm", "backward", "ieee", 32, 4, 2, 43008),
-    ("lstm", "backward", "ieee", 64, 16, 2, 0),
-    ("lstm", "backward", "ieee", 64, 16, 1, 0),
+    ("lstm", "backward", "ieee", 64, 16, 2, 118_784),
+    ("lstm", "backward", "ieee", 64, 16, 1, 81920),
     ("lstm_projected", "forward", "16-bit", 32, 4, 2, 18432),
     ("lstm_projected", "forward", "16-bit", 64, 8, 2, 57344),
     ("lstm_projected", "forward", "16-bit", 128, 8, 2, 196_608),
     ("lstm_projected", "forward", "tf32", 32, 4, 2, 32768),
     ("lstm_projected", "forward", "tf32", 64, 8, 2, 106_496),
-    ("lstm_projected", "forward", "ieee", 32, 4, 2, 30720),
+    ("lstm_projected", "forward", "ieee", 32, 4, 2, 32768),
     ("lstm_projected", "forward", "ieee", 64, 16, 2, 106_496),
     ("lstm_projected", "backward", "16-bit", 32, 4, 2, 25600),
     ("lstm_projected", "backward", "16-bit", 64, 8, 2, 71680),
@@ -110,43 +114,44 @@ _WHOLE = (
 )
 
 # The most programs first, which is the least work for each, then what takes a larger batch. Forward: as many units as
-# leave room for all of their W_hh. Projected layers, "tf32x3" and "ieee" have none and go by STEP.
+# leave room for all of their W_hh. 128 is for what does not fit WHOLE: "tf32", and GPUs with less memory. Projected
+# layers, "tf32x3" and "ieee" have none and go by STEP.
 _GROUP = (
-    # cell, pass, products, padded sizes H, then GroupTile
-    ("lstm", "forward", "16-bit", (256,), 32, 0, 4, 1, 0),
+    # cell, pass, products, padded sizes H, then GroupTile (`shared` of the largest)
+    ("lstm", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 73728),
     ("lstm", "forward", "16-bit", (512,), 16, 0, 4, 1, 81920),
-    ("lstm", "forward", "16-bit", (512,), 32, 0, 8, 1, 0),
+    ("lstm", "forward", "16-bit", (512,), 32, 0, 8, 1, 147_456),
     ("lstm", "forward", "16-bit", (1024,), 8, 0, 4, 1, 98304),
     ("lstm", "forward", "16-bit", (1024,), 16, 0, 8, 1, 163_840),
-    ("lstm", "forward", "tf32", (256,), 16, 0, 4, 1, 0),
-    ("lstm", "forward", "tf32", (512,), 16, 0, 8, 1, 0),
+    ("lstm", "forward", "tf32", (128, 256), 16, 0, 4, 1, 81920),
+    ("lstm", "forward", "tf32", (512,), 16, 0, 8, 1, 163_840),
     ("lstm", "forward", "tf32", (1024,), 8, 0, 8, 1, 196_608),
-    ("lstm", "backward", "16-bit", (256, 512, 1024), 16, 128, 4, 4, 0),
-    ("lstm", "backward", "16-bit", (256, 512, 1024), 32, 128, 4, 4, 0),
-    ("lstm", "backward", "tf32", (256, 512, 1024), 16, 64, 4, 3, 16384),
-    ("lstm", "backward", "tf32", (256, 512, 1024), 32, 64, 4, 3, 24576),
-    ("gru", "forward", "16-bit", (256,), 32, 0, 4, 1, 0),
-    ("gru", "forward", "16-bit", (512,), 16, 0, 4, 1, 0),
-    ("gru", "forward", "16-bit", (512,), 32, 0, 8, 1, 0),
+    ("lstm", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
+    ("lstm", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
+    ("lstm", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
+    ("lstm", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
+    ("gru", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 57344),
+    ("gru", "forward", "16-bit", (512,), 16, 0, 4, 1, 65536),
+    ("gru", "forward", "16-bit", (512,), 32, 0, 8, 1, 114_688),
     ("gru", "forward", "16-bit", (1024,), 8, 0, 4, 1, 81920),
     ("gru", "forward", "16-bit", (1024,), 16, 0, 8, 1, 131_072),
-    ("gru", "forward", "tf32", (256,), 16, 0, 4, 1, 0),
-    ("gru", "forward", "tf32", (512,), 16, 0, 8, 1, 0),
+    ("gru", "forward", "tf32", (128, 256), 16, 0, 4, 1, 65536),
+    ("gru", "forward", "tf32", (512,), 16, 0, 8, 1, 131_072),
     ("gru", "forward", "tf32", (1024,), 8, 0, 8, 1, 163_840),
-    ("gru", "backward", "16-bit", (256, 512, 1024), 16, 128, 4, 4, 0),
-    ("gru", "backward", "16-bit", (256, 512, 1024), 32, 128, 4, 4, 0),
-    ("gru", "backward", "tf32", (256, 512, 1024), 16, 64, 4, 3, 16384),
-    ("gru", "backward", "tf32", (256, 512, 1024), 32, 64, 4, 3, 24576),
-    ("rnn", "forward", "16-bit", (256,), 32, 0, 4, 1, 0),
-    ("rnn", "forward", "16-bit", (512,), 32, 0, 8, 1, 0),
+    ("gru", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
+    ("gru", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
+    ("gru", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
+    ("gru", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
+    ("rnn", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 24576),
+    ("rnn", "forward", "16-bit", (512,), 32, 0, 8, 1, 49152),
     ("rnn", "forward", "16-bit", (1024,), 16, 0, 8, 1, 65536),
-    ("rnn", "forward", "tf32", (256,), 16, 0, 4, 1, 0),
-    ("rnn", "forward", "tf32", (512,), 16, 0, 8, 1, 0),
+    ("rnn", "forward", "tf32", (128, 256), 16, 0, 4, 1, 33792),
+    ("rnn", "forward", "tf32", (512,), 16, 0, 8, 1, 66560),
     ("rnn", "forward", "tf32", (1024,), 16, 0, 8, 1, 132_096),
-    ("rnn", "backward", "16-bit", (256, 512, 1024), 16, 128, 4, 4, 0),
-    ("rnn", "backward", "16-bit", (256, 512, 1024), 32, 128, 4, 4, 0),
-    ("rnn", "backward", "tf32", (256, 512, 1024), 16, 64, 4, 3, 0),
-    ("rnn", "backward", "tf32", (256, 512, 1024), 32, 64, 4, 3, 0),
+    ("rnn", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
+    ("rnn", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
+    ("rnn", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
+    ("rnn", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
 )
 
 # The first whose batch and memory suffice: 64 rows read W_hh from L2 a quarter as often. The width of a product is
@@ -156,19 +161,19 @@ _RNN = ("rnn",)
 _ALL = (*_GATED, *_RNN)
 _STEP = (
     # cells, pass, products, then StepTile
-    (_GATED, "forward", "16-bit", 33, 64, 16, 64, 4, 3, 32768),
-    (_GATED, "forward", "16-bit", 0, 16, 16, 128, 4, 4, 0),
-    (_GATED, "forward", "tf32", 33, 64, 16, 32, 8, 3, 32768),
-    (_GATED, "forward", "tf32", 0, 16, 16, 64, 4, 3, 0),
-    (_GATED, "forward", "tf32x3", 0, 16, 16, 32, 4, 3, 0),
-    (_GATED, "forward", "ieee", 0, 16, 16, 32, 4, 3, 0),
-    (_RNN, "forward", "16-bit", 33, 64, 32, 64, 4, 3, 24576),
-    (_RNN, "forward", "16-bit", 0, 16, 32, 128, 4, 4, 0),
-    (_RNN, "forward", "tf32", 33, 64, 32, 32, 8, 3, 24576),
-    (_RNN, "forward", "tf32", 0, 16, 32, 64, 4, 3, 0),
-    (_RNN, "forward", "tf32x3", 0, 16, 32, 32, 4, 3, 0),
-    (_RNN, "forward", "ieee", 0, 16, 32, 32, 4, 3, 0),
-    (_ALL, "backward", "16-bit", 33, 64, 32, 64, 8, 3, 24576),
+    (_GATED, "forward", "16-bit", 33, 64, 16, 64, 4, 3, 49168),
+    (_GATED, "forward", "16-bit", 0, 16, 16, 128, 4, 4, 61440),
+    (_GATED, "forward", "tf32", 33, 64, 16, 32, 8, 3, 49168),
+    (_GATED, "forward", "tf32", 0, 16, 16, 64, 4, 3, 40960),
+    (_GATED, "forward", "tf32x3", 0, 16, 16, 32, 4, 3, 20480),
+    (_GATED, "forward", "ieee", 0, 16, 16, 32, 4, 3, 20480),
+    (_RNN, "forward", "16-bit", 33, 64, 32, 64, 4, 3, 36880),
+    (_RNN, "forward", "16-bit", 0, 16, 32, 128, 4, 4, 36864),
+    (_RNN, "forward", "tf32", 33, 64, 32, 32, 8, 3, 36880),
+    (_RNN, "forward", "tf32", 0, 16, 32, 64, 4, 3, 24576),
+    (_RNN, "forward", "tf32x3", 0, 16, 32, 32, 4, 3, 12288),
+    (_RNN, "forward", "ieee", 0, 16, 32, 32, 4, 3, 12288),
+    (_ALL, "backward", "16-bit", 33, 64, 32, 64, 8, 3, 36880),
     (_ALL, "backward", "16-bit", 0, 16, 32, 64, 4, 4, 18432),
     (_ALL, "backward", "tf32", 33, 64, 32, 32, 8, 3, 36880),
     (_ALL, "backward", "tf32", 0, 16, 32, 64, 4, 3, 0),
