@@ -9,8 +9,10 @@ ABI_TESTS ?= tests/test_parity.py tests/test_ops.py tests/test_compile.py
 TRITON ?= 3.6.0 3.7.1 3.8.0 3.9.0
 TRITON_TESTS ?= tests/test_triton.py tests/test_triton_group.py tests/test_triton_compile.py
 
-CSRC := $(wildcard csrc/*/*.h csrc/*/*.cpp)
+CSRC := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+EMULATED := $(wildcard tests/emulator/*.h tests/emulator/*.cpp tests/emulator/*.cu tests/emulator/*.cuh)
 LIBRARY := rnnfast/_C.so
+EMULATOR := rnnfast/_C_emulator.so
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 ifeq ($(VENV),)
@@ -25,15 +27,23 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test bench lint format test-asan test-triton-matrix abi-check aarch64-check clean
+.PHONY: help setup test emulator cuda bench lint format test-asan test-triton-matrix abi-check aarch64-check clean
 
 help:
-	@echo "make test | bench [BENCH=cpu|full] | lint | format | test-asan | test-triton-matrix | abi-check | aarch64-check | clean"
+	@echo "make test | emulator | cuda | bench [BENCH=cpu|full] | lint | format | test-asan | test-triton-matrix | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
-test: setup
+test: setup $(EMULATOR)
 	$(RUN) -m pytest $(TESTS)
+
+# The CUDA kernels, for a torch with CUDA and an nvcc of the same major version. Needs no GPU; TORCH_CUDA_ARCH_LIST=9.0a
+# builds for one architecture, all take minutes.
+cuda: setup
+	RNNFAST_BUILD=1 RNNFAST_CUDA=1 $(PY) setup.py -q build_ext --inplace
+
+# The CUDA kernels and their host code for CPU tensors, where rnnfast.backend("emulator") and the tests find them.
+emulator: setup $(EMULATOR)
 
 bench: setup
 	$(RUN) -m bench
@@ -41,12 +51,12 @@ bench: setup
 lint: $(PACKAGES)
 	$(RUFF) check .
 	$(RUFF) format --check .
-	$(CLANG_FORMAT) --dry-run -Werror $(CSRC)
+	$(CLANG_FORMAT) --dry-run -Werror $(CSRC) $(EMULATED)
 
 format: $(PACKAGES)
 	$(RUFF) check --fix .
 	$(RUFF) format .
-	$(CLANG_FORMAT) -i $(CSRC)
+	$(CLANG_FORMAT) -i $(CSRC) $(EMULATED)
 
 # The packages first and without building rnnfast (RNNFAST_BUILD=0), so that a change of a kernel never runs pip.
 # --no-compile: byte code of the few modules in use is made when they are, which halves the set-up (48 s of CPU to 20 s).
@@ -57,8 +67,11 @@ $(VENV)/packages-installed: pyproject.toml Makefile
 	RNNFAST_BUILD=0 $(PIP) --no-build-isolation -e ".[dev]" "$(TORCH)"
 	touch $@
 
-$(LIBRARY): setup.py $(CSRC) | $(PACKAGES)
-	RNNFAST_BUILD=1 $(PY) setup.py -q build_ext --inplace
+$(LIBRARY): setup.py $(wildcard csrc/common/* csrc/cpu/*) | $(PACKAGES)
+	RNNFAST_BUILD=1 RNNFAST_CUDA=0 $(PY) setup.py -q build_ext --inplace
+
+$(EMULATOR): setup.py $(wildcard csrc/common/* csrc/cuda/*) $(EMULATED) | $(PACKAGES)
+	RNNFAST_BUILD=1 RNNFAST_EMULATOR=1 $(PY) setup.py -q build_ext --inplace
 
 # The parity tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer. The leak check stays off:
 # it would report Python's and torch's own blocks that live until the process ends.
@@ -73,7 +86,7 @@ test-asan: $(PACKAGES)
 abi-check:
 	PYTHON="$(PYTHON)" TESTS="$(ABI_TESTS)" bash tools/abi_check.sh $(ABI_TORCH)
 
-# The Triton kernels under every Triton that we support: 10 to 20 minutes of CPU each.
+# The Triton kernels under every Triton that we support: about 15 minutes of CPU each.
 test-triton-matrix:
 	PYTHON="$(PYTHON)" TORCH="$(TORCH)" TESTS="$(TRITON_TESTS)" bash tools/triton_matrix.sh $(TRITON)
 

@@ -30,7 +30,7 @@ def _allow_ours(builder: ModuleType) -> None:
     @functools.wraps(wrap_module)
     def wrap_module_or_ours(self, value):
         # Without kernels of ours, torch's own operator would unroll: then leave Dynamo its graph break.
-        if isinstance(value, _Recurrent) and not (select.CPU.unavailable() and select.TRITON.unavailable()):
+        if isinstance(value, _Recurrent) and not all(backend.unavailable() for backend in select.OURS):
             with builder.config.patch(allow_rnn=True):
                 return wrap_module(self, value)
         return wrap_module(self, value)
@@ -59,8 +59,9 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    # torch._dynamo.assume_constant_result, without its import: a warning is given while tracing and breaks no graph.
+    # torch._dynamo.assume_constant_result, without its import: they act while tracing, and break no graph.
     select._warn_once._dynamo_marked_constant = True
+    select._allow_tf32._dynamo_marked_constant = True
     builder = sys.modules.get(_BUILDER)
     if builder is not None:
         _allow_ours(builder)

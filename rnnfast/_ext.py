@@ -1,6 +1,11 @@
-"""Finds and loads the compiled kernels, rnnfast/_C.so; a failure is kept as a sentence and never breaks the import.
+"""Finds and loads the compiled kernels; a failure is kept as a sentence and never breaks the import.
 
-The library is plain C++ on torch's stable ABI: no Python module, loaded by path, one file for every torch >= 2.11.
+The libraries are plain C++ on torch's stable ABI: no Python module, loaded by path, one file for every torch >= 2.11.
+
+    _C.so           CPU kernels
+    _C_cuda.so      CUDA kernels
+    _C_emulator.so  the CUDA kernels, run on CPU tensors by the emulator of tests/emulator; only where `make emulator`
+                    has built it
 """
 
 import os
@@ -8,26 +13,79 @@ from pathlib import Path
 
 import torch
 
+from . import ops
+
 LIBRARY = Path(os.environ.get("RNNFAST_C_LIBRARY") or Path(__file__).with_name("_C.so"))  # another build, for tests
+CUDA_LIBRARY = Path(__file__).with_name("_C_cuda.so")
+EMULATOR_LIBRARY = Path(__file__).with_name("_C_emulator.so")
+EMULATOR_NAMESPACE = "rnnfast_emulator"  # its operators, on CPU tensors like those of _C.so
 OLDEST_TORCH = (2, 11)  # the first release whose stable ABI has all that csrc/ uses
 
 
-def _load() -> str | None:
+def _load(library: Path, why_missing: str) -> str | None:
     if os.environ.get("RNNFAST_SKIP_EXT", "0") not in ("", "0"):
         return "the extension was skipped because RNNFAST_SKIP_EXT is set"
     if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
         return f"the extension needs torch >= {'.'.join(map(str, OLDEST_TORCH))}, this is {torch.__version__}"
-    if not LIBRARY.exists():
-        return f"the extension is not built: {LIBRARY.name} is missing in {LIBRARY.parent} (no C++ compiler?)"
+    if not library.exists():
+        return f"the extension is not built: {library.name} is missing in {library.parent} ({why_missing})"
     try:
-        torch.ops.load_library(LIBRARY)
+        torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
         return f"the extension could not be loaded: {error}"
     return None
 
 
-failure = _load()
-"""Why the compiled kernels are absent, or None when they are loaded."""
+def _load_cuda() -> str | None:
+    if torch.version.cuda is None:
+        return f"this torch, {torch.__version__}, was built without CUDA"
+    return _load(CUDA_LIBRARY, f"it is built where nvcc of CUDA {torch.version.cuda.split('.')[0]} is found")
+
+
+def _load_emulator() -> str | None:
+    if EMULATOR_LIBRARY.exists():
+        ops.OPERATORS[EMULATOR_NAMESPACE] = ops.define(EMULATOR_NAMESPACE)
+    return _load(EMULATOR_LIBRARY, "`make emulator` builds it")
+
+
+failure = _load(LIBRARY, "no C++ compiler?")
+"""Why the compiled kernels for the CPU are absent, or None when they are loaded."""
+
+cuda_failure = _load_cuda()
+"""The same of the CUDA kernels. Says nothing about devices: see `cuda_refuses`."""
+
+emulator_failure = _load_emulator()
+"""The same of the emulated CUDA kernels."""
+
+
+def cuda_plan(
+    cell: str,
+    dtype: torch.dtype,
+    hidden_size: int,
+    proj_size: int = 0,
+    batch: int = 1,
+    directions: int = 1,
+    backward: bool = False,
+    device: int = 0,
+    namespace: str = "rnnfast",
+) -> str:
+    """How the CUDA kernels run such a layer, "tier step: ..." say, or "refused: " and the reason why they do not.
+
+    `cell` is "rnn", "gru" or "lstm". With `namespace` EMULATOR_NAMESPACE the emulator answers for its own device.
+    """
+    plan = getattr(torch.ops, namespace)._cuda_plan
+    return plan(cell, str(dtype).removeprefix("torch."), hidden_size, proj_size, batch, directions, backward, device)
+
+
+def cuda_refuses(*layer, **options) -> str | None:
+    """Why the CUDA kernels cannot run a layer on its device, or None. The arguments of `cuda_plan`."""
+    plan = cuda_plan(*layer, **options)
+    return plan.removeprefix("refused: ") if plan.startswith("refused: ") else None
+
+
+def allow_tf32(allow: bool, namespace: str = "rnnfast") -> None:
+    """Whether CUDA kernels multiply float32 in TF32 from now on, in the whole process (default: yes; emulator: no)."""
+    getattr(torch.ops, namespace)._cuda_allow_tf32(allow)
 
 
 def cpu_isa() -> str:

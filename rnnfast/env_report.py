@@ -1,5 +1,6 @@
 """python -m rnnfast.env_report: versions, devices, what loaded, why not; for bug reports."""
 
+import importlib.metadata
 import os
 import platform
 
@@ -10,10 +11,14 @@ import rnnfast
 from . import _dynamo, _ext
 
 _VARIABLES = (
+    "RNNFAST_AUTOTUNE",
     "RNNFAST_BACKEND",
+    "RNNFAST_CACHE_DIR",
     "RNNFAST_C_LIBRARY",
     "RNNFAST_CPU_ISA",
+    "RNNFAST_FLOAT32_PRODUCTS",
     "RNNFAST_SKIP_EXT",
+    "TRITON_INTERPRET",
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "GOMP_CPU_AFFINITY",
@@ -29,12 +34,20 @@ def _isa() -> str:
         return f"none: {error}"
 
 
+def _triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
 def report() -> str:
     """The report as text, one fact per line."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts = {
         "rnnfast": rnnfast.__version__,
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
+        "triton": _triton_version(),
         "python": f"{platform.python_version()} on {platform.platform()}",
         "torch's CPU capability": torch.backends.cpu.get_cpu_capability(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} CPUs",

@@ -18,7 +18,9 @@ from torch import _C, Tensor, compiler
 from torch.autograd import forward_ad
 
 from . import _ext, autograd, reference, triton
-from ._call import Call, autocast_dtype, fits
+from ._call import Call, autocast_dtype, batch_of, fits
+from .ops import CELLS
+from .precision import float32_products
 from .triton import operators
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -28,6 +30,8 @@ class Backend(NamedTuple):
     """One implementation. `layer` and `step` run one (see reference.py); None: torch's own operator runs it all."""
 
     name: str
+    device: str | None
+    """The type of the devices that it makes faster: there it is a loss not to take it. None: of none."""
     unavailable: Callable[[], str | None]
     """Why it can run nothing here, or None."""
     refuses: Callable[[Call], str | None]
@@ -81,6 +85,60 @@ def _cpu_refuses(call: Call) -> str | None:
     return None
 
 
+UNMEASURED = "no GPU has measured it yet, so it must be asked for: rnnfast.backend({!r})"
+
+
+def _cuda_unavailable() -> str | None:
+    if _ext.cuda_failure is None and not torch.cuda.is_available():
+        return "there is no CUDA device"
+    return _ext.cuda_failure
+
+
+def _cuda_refuses(call: Call) -> str | None:
+    if not call.input.is_cuda:
+        return f"it runs on CUDA tensors, not on {call.input.device.type}"
+    if requested() != CUDA.name:
+        return UNMEASURED.format(CUDA.name)
+    return _no_cuda_plan(call, "rnnfast")
+
+
+def _emulator_refuses(call: Call) -> str | None:
+    if not call.input.is_cpu:
+        return f"it runs on CPU tensors, not on {call.input.device.type}"
+    if requested() != EMULATOR.name:
+        return "it is a test tool, thousands of times slower than a GPU"
+    return _no_cuda_plan(call, _ext.EMULATOR_NAMESPACE)
+
+
+def _allow_tf32(allow: bool, namespace: str) -> None:
+    if _tf32_allowed.get(namespace) is not allow:
+        _ext.allow_tf32(allow, namespace)
+        _tf32_allowed[namespace] = allow
+
+
+_tf32_allowed: dict[str, bool] = {}  # what the libraries were told last
+
+
+def _no_cuda_plan(call: Call, namespace: str) -> str | None:
+    """Why the CUDA kernels cannot run this call, or None; in a compiled graph, of unknown sizes, the operator says."""
+    dtype = autocast_dtype(call.input.device) or call.input.dtype
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no kernel for {dtype}"
+    _allow_tf32(float32_products(call.input.device) == "tf32", namespace)
+    if compiler.is_compiling():
+        return None
+    rows, output_size = call.weights[1].shape
+    hidden_size = rows // CELLS[call.cell].gates
+    proj_size = output_size if output_size != hidden_size else 0
+    size = call.cell.split("_")[0], dtype, hidden_size, proj_size, batch_of(call), 1 + call.bidirectional
+    device = call.input.device.index or 0
+    for backward in (False, True):
+        reason = _ext.cuda_refuses(*size, backward=backward, device=device, namespace=namespace)
+        if reason is not None:
+            return reason
+    return None
+
+
 OLDEST_TRITON = (3, 6)
 
 
@@ -112,7 +170,7 @@ def _triton_refuses(call: Call) -> str | None:
     ):
         return f"it has no kernel for {call.input.dtype}"
     if requested() != TRITON.name:
-        return "no GPU has measured it yet, so it must be asked for: rnnfast.backend('triton')"
+        return UNMEASURED.format(TRITON.name)
     return None if compiler.is_compiling() else operators.refuses(call)
 
 
@@ -120,17 +178,29 @@ def _aten_refuses(call: Call) -> str | None:
     return None if call.lengths is None else "torch's own operator knows no `lengths`"
 
 
-CPU = Backend("cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer, autograd.step)
+CPU = Backend("cpu", "cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer, autograd.step)
+CUDA = Backend("cuda", "cuda", _cuda_unavailable, _cuda_refuses, autograd.layer, autograd.step)
 TRITON = Backend(
     "triton",
+    "cuda",
     _triton_unavailable,
     _triton_refuses,
     functools.partial(autograd.layer, namespace="rnnfast_triton"),
     functools.partial(autograd.step, namespace="rnnfast_triton"),
 )
-ATEN = Backend("aten", lambda: None, _aten_refuses, None, None)
-REFERENCE = Backend("reference", lambda: None, lambda call: None, reference.layer, reference.step)
-BACKENDS = {backend.name: backend for backend in (CPU, TRITON, ATEN, REFERENCE)}  # in the order of preference
+EMULATOR = Backend(
+    "emulator",
+    None,
+    lambda: _ext.emulator_failure,
+    _emulator_refuses,
+    functools.partial(autograd.layer, namespace=_ext.EMULATOR_NAMESPACE),
+    functools.partial(autograd.step, namespace=_ext.EMULATOR_NAMESPACE),
+)
+ATEN = Backend("aten", None, lambda: None, _aten_refuses, None, None)
+REFERENCE = Backend("reference", None, lambda: None, lambda call: None, reference.layer, reference.step)
+BACKENDS = {backend.name: backend for backend in (CPU, CUDA, TRITON, EMULATOR, ATEN, REFERENCE)}
+"""In the order of preference."""
+OURS = CPU, CUDA, TRITON  # those whose kernels make a device faster
 
 
 class _Request(threading.local):
@@ -232,7 +302,7 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
             if (call.input.is_meta or not torchs) and not fits(call):
                 return ATEN
             raise RuntimeError(f"rnnfast backend {name!r} was requested with strict=True, but {reason}")
-        elif name == request or not torchs:
+        elif name == request or (candidate.device == call.input.device.type and not torchs):
             _warn_once(f"rnnfast backend {name!r} is passed over: {reason}")
     return REFERENCE
 

@@ -19,7 +19,7 @@ import rnnfast
 from rnnfast import select
 
 KINDS = [*LAYERS, *CELLS]
-BACKENDS = ["cpu", "aten", "reference"]
+BACKENDS = ["cpu", "cuda", "triton", "emulator", "aten", "reference"]
 built = pytest.mark.skipif(rnnfast.backends()["cpu"] != "available", reason=f"backend cpu: {rnnfast.backends()['cpu']}")
 
 
@@ -223,7 +223,7 @@ def test_backend_forces(kind, name):
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="'gpu'.*cpu, aten, reference"), rnnfast.backend("gpu"):
+    with pytest.raises(ValueError, match="'gpu'.*cpu, cuda, triton, emulator, aten, reference"), rnnfast.backend("gpu"):
         pytest.fail("entered")
     assert rnnfast.explain(rnnfast.GRU(3, 4), torch.randn(5, 2, 3)).backend in BACKENDS
 
@@ -343,7 +343,7 @@ def test_environment_names_an_unknown_backend():
         try:
             rnnfast.GRU(3, 4)(torch.randn(5, 2, 3))
         except ValueError as error:
-            assert "'gpu'" in str(error) and "cpu, aten, reference" in str(error), error
+            assert "'gpu'" in str(error) and "cpu, cuda, triton, emulator, aten, reference" in str(error), error
         else:
             raise SystemExit("no error")
         """,

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter: parity, gradients, refusals, torch.compile; see also test_triton_group.py.
+"""The Triton kernels in Triton's interpreter: the parity rule. See also test_triton_group.py and test_triton_ops.py.
 
 conftest.py sets TRITON_INTERPRET, so the backend takes CPU tensors. The interpreter costs 10 to 50 ms per time step and
 program, hence the small shapes.
@@ -8,8 +8,7 @@ import pytest
 import torch
 from harness import CELLS, Case, check
 
-import rnnfast
-from rnnfast.triton import plan
+from rnnfast.triton import configs, plan
 
 KINDS = [(cell, 0) for cell in CELLS] + [("lstm", 9)]
 BF16, F16 = torch.bfloat16, torch.float16
@@ -21,7 +20,7 @@ def kind(request, monkeypatch):
     """The two kinds of kernel that the interpreter can run one program after the other."""
     if request.param == "step":
         monkeypatch.setattr(plan, "WHOLE_TILES", {})
-        small = plan.StepTile(0, 16, 16, 32, 4, 2, 0)  # several blocks of columns, several programs
+        small = configs.StepTile(0, 16, 16, 32, 4, 2, 0)  # several blocks of columns, several programs
         monkeypatch.setattr(plan, "STEP_TILES", {key: [small] for key in plan.STEP_TILES})
     return request.param
 
@@ -37,13 +36,12 @@ def test_parity(cell, proj, dtype, bidirectional, ragged, kind):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("cell", "steps", "batch", "hidden_size"),
-    [(cell, *shape) for cell in CELLS for shape in ((1, 1, 1), (2, 17, 5), (3, 1, 33), (2, 3, 64))],
+    [(cell, *shape) for cell in CELLS for shape in ((1, 1, 1), (2, 17, 5), (3, 1, 33))],
 )
 def test_odd_shapes(cell, steps, batch, hidden_size, dtype):
     check(Case(cell, steps, batch, 3, hidden_size, dtype=dtype, bidirectional=batch == 17), "triton")
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("hidden_size", [130, 257])
-def test_units_that_do_not_fit_into_one_program(cell, hidden_size):
-    check(Case(cell, 2, 3, 4, hidden_size), "triton")
+def test_units_that_do_not_fit_into_one_program(cell):
+    check(Case(cell, 2, 3, 4, 257), "triton")

@@ -21,7 +21,7 @@ def small_groups(monkeypatch):
     forward = {64: (configs.GroupTile(16, 0, 4, 1, 0),)}
     backward = {64: (configs.GroupTile(16, 32, 4, 2, 0),)}
     monkeypatch.setattr(plan, "GROUP_TILES", {key: backward if key[1] else forward for key in keys})
-    monkeypatch.setattr(layers, "plan", lambda *shape_and_device: plan.plan(*shape_and_device[:-1], False))
+    monkeypatch.setattr(layers, "plan", lambda *size, interpreted: plan.plan(*size))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

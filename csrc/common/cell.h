@@ -16,13 +16,13 @@ namespace rnnfast {
 enum class Cell { kRnn, kGru, kLstm };
 
 // Gates per unit, in PyTorch's order: RNN (one), GRU r z n, LSTM i f g o.
-constexpr int gate_count(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
+RNNFAST_INLINE constexpr int gate_count(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
 
 // Planes of width H that forward saves per row for backward: GRU r z n and W_hn h + b_hn, LSTM i f g o.
-constexpr int saved_planes(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 0; }
+RNNFAST_INLINE constexpr int saved_planes(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 0; }
 
 // Planes of width H of gate gradients per row. GRU's are n_x r z n_h: the first three multiply x, the last three h.
-constexpr int grad_planes(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1; }
+RNNFAST_INLINE constexpr int grad_planes(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1; }
 
 template <class Math>
 struct CellMath {

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "../common/check.h"
+#include "../common/layers.h"
 #include "layer.h"
-#include "layers.h"
 #include "rows.h"
 #include "tensors.h"
 

@@ -5,7 +5,8 @@ is ours, the large products before and after it are torch's.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor
 from .._call import Call, autocast_dtype, batch_of
 from ..ops import CELLS
 from ..precision import float32_products
-from . import interpreted
+from . import autotune, interpreted
 from .gru import gru_backward, gru_forward
 from .lstm import lstm_backward, lstm_forward, lstm_project, lstm_unproject
-from .plan import KINDS, Device, Plan, plan
+from .plan import KINDS, Device, Plan, candidates, plan
 from .rnn import rnn_backward, rnn_forward
 from .rows import Layer, check_results, layer_of, previous_h, zero_padding
 
@@ -34,17 +35,30 @@ def device_of(tensor: Tensor) -> Device:
     )
 
 
-def products_of(dtype: torch.dtype) -> str:
+def products_of(dtype: torch.dtype, device: torch.device) -> str:
     """What `plan` calls the recurrent products of tensors of a dtype."""
-    return float32_products() if dtype is torch.float32 else "16-bit"
+    return float32_products(device) if dtype is torch.float32 else "16-bit"
 
 
-def plan_of(layer: Layer, input: Tensor, backward: bool) -> Plan | str:
-    """The plan of one pass of a layer, or why there is none."""
-    return plan(
+def _size(layer: Layer, input: Tensor, backward: bool) -> tuple:
+    """What `plan` wants to know of one pass of a layer."""
+    return (
         layer.cell, backward, layer.hidden_size, layer.output_size, layer.batch, layer.directions,
-        products_of(input.dtype), device_of(input), interpreted,
+        products_of(input.dtype, input.device), device_of(input),
     )  # fmt: skip
+
+
+def _choose(layer: Layer, input: Tensor, backward: bool, run: Callable[[Plan], Any]) -> Plan:
+    """The plan of one pass of a layer; `run` runs one, for a measurement. Raises RuntimeError where there is none."""
+    size = _size(layer, input, backward)
+    if autotune.wanted(input):
+        plans = list(candidates(*size, interpreted=interpreted, reasons=[]))
+        if plans:
+            return autotune.best((*size[:4], *size[5:7]), plans, run)
+    chosen = plan(*size, interpreted=interpreted)
+    if isinstance(chosen, str):
+        raise RuntimeError(f"rnnfast_triton::{layer.cell}: {chosen}")
+    return chosen
 
 
 def refuses(call: Call) -> str | None:
@@ -55,7 +69,7 @@ def refuses(call: Call) -> str | None:
     for backward in (False, True):
         chosen = plan(
             call.cell.split("_")[0], backward, hidden_size, output_size, batch_of(call), 1 + call.bidirectional,
-            products_of(dtype), device_of(call.input), interpreted,
+            products_of(dtype, call.input.device), device_of(call.input), interpreted=interpreted,
         )  # fmt: skip
         if isinstance(chosen, str):
             return chosen
@@ -97,7 +111,7 @@ def aligned(tensor: Tensor) -> Tensor:
 def _arguments(layer: Layer, chosen: Plan, input: Tensor, weights: dict[str, list[Tensor]]) -> dict[str, Any]:
     """What all kernels take: sizes, rows, tiles, and the weights of both directions."""
     config = chosen.config
-    products = float32_products() if input.dtype is torch.float32 else "ieee"  # no choice in 16 bits
+    products = float32_products(input.device) if input.dtype is torch.float32 else "ieee"  # no choice in 16 bits
     arguments = dict(
         steps=layer.steps, batch=layer.batch, rows=layer.rows, lengths=layer.lengths, offsets=layer.offsets,
         H=layer.hidden_size, P=layer.output_size, D=layer.directions, RAGGED=layer.ragged, KIND=KINDS[chosen.kind],
@@ -149,14 +163,12 @@ def forward(
 ) -> tuple[Tensor, ...]:
     """(output, *final states, *saved tensors if `save`) of one layer; see ops.py."""
     layer = layer_of(cell, input, states, weights, batch_sizes, lengths)
-    chosen = plan_of(layer, input, backward=False)
-    if isinstance(chosen, str):
-        raise RuntimeError(f"rnnfast_triton::{cell}: {chosen}")
     with _on(input):
-        return _forward(layer, chosen, relu, save, input, states, weights)
+        run = functools.partial(_forward, layer, relu, save, input, states, weights)
+        return run(_choose(layer, input, False, run))
 
 
-def _forward(layer, chosen, relu, save, input, states, weights):
+def _forward(layer, relu, save, input, states, weights, chosen):
     hidden_size, directions, batch = layer.hidden_size, layer.directions, layer.batch
     state_shapes = [(directions, batch, layer.output_size), (directions, batch, hidden_size)][: len(states)]
     states = [
@@ -165,15 +177,16 @@ def _forward(layer, chosen, relu, save, input, states, weights):
     ]
     by_name = _weights(layer, weights)
     output_shape = (*input.shape[:-1], directions * layer.output_size)
-    output = input.new_zeros(output_shape) if layer.padding else input.new_empty(output_shape)
+    new = input.new_zeros if layer.padding else input.new_empty  # no kernel writes at or after a row's length
+    output = new(output_shape)
     final = [torch.empty_like(state) for state in states]
     if layer.ragged:
         final[0].copy_(states[0])  # a row of length 0 keeps its hx
     saved = []
     if save and layer.cell != "rnn":
-        saved.append(input.new_empty(directions, layer.rows, 4 * hidden_size))
+        saved.append(new(directions, layer.rows, 4 * hidden_size))
     if save and layer.cell == "lstm":
-        saved.append(input.new_empty(directions, layer.rows, hidden_size, dtype=torch.float32))
+        saved.append(new(directions, layer.rows, hidden_size, dtype=torch.float32))
     if batch == 0:
         return (output, *final, *saved)
     gates_x = _project_input(layer, input, by_name)
@@ -236,15 +249,13 @@ def backward(
 ) -> tuple[Tensor | list[Tensor], ...]:
     """(grad_input, *grads of the states, [grads of the weights]); `grads` of output and final states, None for zero."""
     layer = layer_of(cell, input, states, weights, batch_sizes, lengths)
-    chosen = plan_of(layer, input, backward=True)
-    if isinstance(chosen, str):
-        raise RuntimeError(f"rnnfast_triton::{cell}: {chosen}")
     check_results(layer, input, grads, output, saved)
     with _on(input):
-        return _backward(layer, chosen, relu, grads, input, states, weights, output, saved, needs)
+        run = functools.partial(_backward, layer, relu, grads, input, states, weights, output, saved, needs)
+        return run(_choose(layer, input, True, run))
 
 
-def _backward(layer, chosen, relu, grads, input, states, weights, output, saved, needs):
+def _backward(layer, relu, grads, input, states, weights, output, saved, needs, chosen):
     need_input, need_states, need_weights = needs
     hidden_size, directions, batch = layer.hidden_size, layer.directions, layer.batch
     state_shapes = [(directions, batch, layer.output_size), (directions, batch, hidden_size)][: len(states)]

@@ -38,6 +38,9 @@ def _step_operators(cell: str, states: int, flags: int):
 
     def as_layer(arguments):
         input, *rest = arguments
+        given = [weight is not None for weight in rest[states + 2 : states + 4]]
+        if sum(given) == 1:
+            raise RuntimeError("biases: expected bias_ih and bias_hh or neither, got 1 of them")
         hx = [state if state is None else state[None] for state in rest[:states]]
         weights = [weight for weight in rest[states : states + 4] if weight is not None]
         relu = bool(flags and rest[states + 4])

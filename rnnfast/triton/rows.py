@@ -60,30 +60,35 @@ def layer_of(
     """Raises RuntimeError, naming what was expected and what was given, for tensors that do not fit together."""
     packed = batch_sizes is not None
     hx = states[0]
-    _check(not packed or lengths is None, "batch_sizes and lengths: expected at most one of them, got both")
+    both = packed and lengths is not None
+    _check(not both, f"batch_sizes and lengths: expected at most one of them, got {2 if both else 1}")
     _check(input.dtype in DTYPES, f"input: expected float32, bfloat16 or float16, got {input.dtype}")
     _check(input.layout is torch.strided, f"input: expected a strided tensor, got {input.layout}")
     dims = 2 if packed else 3
     _check(input.dim() == dims, f"input: expected {dims} dimensions, got shape {list(input.shape)}")
     _check(not packed or hx is not None, "hx: expected a tensor with batch_sizes, got None")
-    _check(hx is None or hx.dim() == 3, "hx: expected [directions, batch, size]")
+    flat = hx is not None and hx.dim() != 3
+    _check(not flat, f"hx: expected 3 dimensions, got shape {list(hx.shape)}" if flat else "")
 
     count, most = len(weights), 5 if cell == "lstm" else 4
     directions = 2 if count > 5 or (count == 4 and weights[2].dim() == 2) else 1  # biases are vectors
     each = count // directions
     fits = count % directions == 0 and 2 <= each <= most and (each != 3 or cell == "lstm")
     _check(fits, f"weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got {count}")
-    _check(weights[0].dim() == 2 and weights[1].dim() == 2, "weight_ih and weight_hh: expected 2 dimensions")
-    gate_rows, output_size = weights[0].size(0), weights[1].size(1)
+    for name, weight in zip(("weight_ih", "weight_hh"), weights, strict=False):
+        _check(weight.dim() == 2, f"{name}: expected 2 dimensions, got shape {list(weight.shape)}")
+    gate_rows = weights[0].size(0)
     _check(gate_rows % GATES[cell] == 0, f"weight_ih: expected {GATES[cell]} * hidden_size rows, got {gate_rows}")
     hidden_size, input_size = gate_rows // GATES[cell], input.size(-1)
     projected = each % 2 == 1
-    output_size = output_size if projected else hidden_size
+    output_size = hidden_size
+    if projected:
+        output_size = weights[1].size(1) if hx is None else hx.size(2)
     batch = hx.size(1) if packed else input.size(1)
     steps = batch_sizes.numel() if packed else input.size(0)
-    _check(steps > 0, f"input: expected at least one time step, got shape {list(input.shape)}")
-    positive = min(input_size, hidden_size, output_size) > 0
-    _check(positive, "expected input_size, hidden_size and proj_size above zero")
+    _check(packed or steps > 0, f"input: expected at least one time step, got shape {list(input.shape)}")
+    least = min(input_size, hidden_size, output_size)
+    _check(least > 0, f"expected input_size, hidden_size and proj_size above zero, got {least}")
     shapes = [(gate_rows, input_size), (gate_rows, output_size), (gate_rows,), (gate_rows,)][: each - projected]
     shapes += [(output_size, hidden_size)] if projected else []
     for i, weight in enumerate(weights):

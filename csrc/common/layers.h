@@ -1,4 +1,4 @@
-// One layer with all its directions, forward and backward: what ops_cpu.cpp registers as operators.
+// One layer with all its directions, forward and backward: what a library implements and operators.h registers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "../common/check.h"
+#include "check.h"
 
 namespace rnnfast {
 

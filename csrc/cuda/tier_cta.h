@@ -1,0 +1,24 @@
+// Tier CTA: the whole recurrence of a batch tile (8 sequences) and one direction in one CTA. For hosts; torch-free.
+#pragma once
+
+#include "product.cuh"
+
+namespace rnnfast::cuda {
+
+// What a launch of a shape takes of an SM.
+struct CtaResources {
+  int threads;
+  int shared_bytes;
+};
+
+// H is at most cta_largest_hidden. Grid: ceil(B / 8) x D.
+template <Product product>
+CtaResources cta_forward_resources(const Shape& shape);
+template <Product product>
+CtaResources cta_backward_resources(const Shape& shape);
+template <Product product>
+cudaError_t launch_cta_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream);
+template <Product product>
+cudaError_t launch_cta_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream);
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,78 @@
+"""RNNFAST_AUTOTUNE=1: the plan of a pass is measured, not estimated, and the result is kept on disk.
+
+Off by default, for it costs seconds at the first call of each size. The number of steps never enters, and of the batch
+only which plans are possible: a size is measured once, with the tensors of its first call, and its ranking serves all
+later calls, which take the first plan of it that they can. Measured are whole passes on the GPU, each
+REPEATS times in turn, and the medians compared.
+"""
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import triton
+
+from .plan import Plan
+
+REPEATS = 5
+
+
+def wanted(input: torch.Tensor) -> bool:
+    """Whether this call may be measured: asked for, on a GPU, and not while a CUDA graph is captured."""
+    asked = os.environ.get("RNNFAST_AUTOTUNE", "0") not in ("", "0")
+    return asked and input.is_cuda and not torch.cuda.is_current_stream_capturing()
+
+
+def cache_file() -> Path:
+    """RNNFAST_CACHE_DIR/autotune.json; by default in the user's cache folder."""
+    folder = os.environ.get("RNNFAST_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rnnfast")
+    return Path(folder).expanduser() / "autotune.json"
+
+
+def _name(plan: Plan) -> str:
+    return f"{plan.kind} {'x'.join(map(str, plan.config[:-1]))}"
+
+
+def gpu_seconds(run: Callable[[], object]) -> float:
+    """How long the GPU works on what `run` launches."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def best(
+    size: Sequence, plans: Sequence[Plan], run: Callable[[Plan], object], seconds: Callable[..., float] = gpu_seconds
+) -> Plan:
+    """The fastest of `plans` by the ranking of this size; the missing ones are measured with `run` first.
+
+    `size`: what the ranking belongs to, besides the GPU and the version of Triton.
+    """
+    if len(plans) == 1:
+        return plans[0]
+    path = cache_file()
+    try:
+        rankings = json.loads(path.read_text())
+    except (OSError, ValueError):  # not there, or cut short: measured anew
+        rankings = {}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    ranking = rankings.setdefault(" ".join(map(str, (device, triton.__version__, *size))), {})
+    missing = [plan for plan in plans if _name(plan) not in ranking]
+    if missing:
+        times: dict[str, list[float]] = {_name(plan): [] for plan in plans}  # all, for ratios hold within a run only
+        for repeat in range(REPEATS + 1):
+            for plan in plans:
+                elapsed = seconds(lambda plan=plan: run(plan))
+                if repeat:  # the first compiles
+                    times[_name(plan)].append(elapsed)
+        ranking.update({name: statistics.median(found) for name, found in times.items()})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(rankings, indent=1))
+        unfinished.replace(path)  # at once: other processes read it
+    return min(plans, key=lambda plan: ranking[_name(plan)])

@@ -1,0 +1,90 @@
+"""Builds programs and libraries that run csrc/cuda on the CPU: a kernel's source and the emulator, through g++.
+
+The result lies in build/emulator/ under a name made of everything that went into it, and is made
+again only if that changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+EMULATOR = Path(__file__).parent
+ROOT = EMULATOR.parent.parent
+BUILD = ROOT / "build" / "emulator"
+RUNTIME = [EMULATOR / f"{name}.cpp" for name in ("fiber", "schedule", "runtime", "memory", "warp")]
+
+# No contraction: a test may compare bits with a host loop. Uninitialised locals get a pattern, not what lay there.
+FLAGS = ["-std=c++20", "-fPIC", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
+KERNEL_FLAGS = ["-DRNNFAST_EMULATOR", "-ftrivial-auto-var-init=pattern", f"-I{EMULATOR.parent}", f"-I{ROOT / 'csrc'}"]
+# "address" also finds what the hardware traps on and a CPU does not: vectors at addresses that are no multiple of them.
+SANITIZERS = {
+    None: [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+
+
+def _digest(files: list[Path], words: list[str]) -> str:
+    digest = hashlib.sha256("\0".join([compiler(), *words]).encode())
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _made(target: Path, command: list[str]) -> Path:
+    """`target`, by `command` if it is not there; complete or absent even when two processes build at once."""
+    if not target.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            partial = Path(folder) / target.name
+            _run([*command, "-o", str(partial)])
+            partial.rename(target)
+    return target
+
+
+def _object(source: Path, flags: list[str], inputs: list[Path]) -> Path:
+    # Relative names inside the flags would not show a moved repository, so the flags count as they are.
+    target = BUILD / f"{source.stem}-{_digest(inputs, flags)}.o"
+    return _made(target, [compiler(), "-x", "c++", *flags, "-c", str(source)])
+
+
+def build(sources: list[Path], sanitizer: str | None = None, shared: bool = False, flags: tuple[str, ...] = ()) -> Path:
+    """A program (or, if `shared`, a library) of `sources`, csrc's headers and the runtime.
+
+    `sanitizer`: None, "address" or "thread"; the runtime is never built with -fsanitize=thread (see fiber.h).
+    """
+    headers = [*EMULATOR.glob("*.h"), *EMULATOR.glob("*.cuh"), *(ROOT / "csrc").glob("c*/*.*h")]
+    sanitize = SANITIZERS[sanitizer]
+    runtime_flags = [*FLAGS, *(["-O1", "-fsanitize=address"] if sanitizer == "address" else ["-O2"]), *flags]
+    objects = [_object(file, runtime_flags, [file, *EMULATOR.glob("*.h")]) for file in RUNTIME]
+    kernel_flags = [*FLAGS, *KERNEL_FLAGS, "-O1", *sanitize, *flags]
+    objects += [_object(file, kernel_flags, [file, *headers]) for file in sources]
+    link = [*sanitize, *(["-shared"] if shared else [])]
+    name = f"{sources[0].stem}-{_digest(objects, link)}{'.so' if shared else ''}"
+    return _made(BUILD / name, [compiler(), *link, *map(str, objects)])
+
+
+def run(program: Path, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Runs a program of build(); what sanitizers report is in stderr, and the exit status is not 0."""
+    command = [str(program), *map(str, arguments)]
+    # Kernels that an error stopped leave their locals behind: no leak check.
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": timeout}
+    result = subprocess.run(command, **options)
+    if "unexpected memory mapping" in result.stderr:  # TSan of older compilers, where addresses are random
+        result = subprocess.run(["setarch", "-R", *command], **options)
+    return result
