@@ -105,12 +105,15 @@ _WHOLE = (
     ("rnn", "backward", "16-bit", 64, 8, 2, 16384),
     ("rnn", "backward", "16-bit", 128, 8, 2, 49152),
     ("rnn", "backward", "16-bit", 256, 8, 2, 167_936),
+    ("rnn", "backward", "16-bit", 256, 8, 1, 0),
     ("rnn", "backward", "tf32", 32, 4, 2, 12288),
     ("rnn", "backward", "tf32", 64, 8, 2, 32768),
     ("rnn", "backward", "tf32", 128, 8, 2, 106_496),
+    ("rnn", "backward", "tf32", 128, 8, 1, 0),
     ("rnn", "backward", "ieee", 32, 4, 2, 12288),
     ("rnn", "backward", "ieee", 64, 8, 2, 32768),
     ("rnn", "backward", "ieee", 128, 8, 2, 106_496),
+    ("rnn", "backward", "ieee", 128, 8, 1, 73728),
 )
 
 # The most programs first, which is the least work for each, then what takes a larger batch. Forward: as many units as
