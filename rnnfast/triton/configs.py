@@ -1,7 +1,7 @@
 """The shipped configurations of the Triton kernels: which tiles a kernel comes in, and what each needs.
 
 Every number comes from compiling, none from a GPU: `shared` is what the compiler reports, the largest of sm_80, sm_90
-and sm_100 and of Triton 3.6 and 3.9 (tests/test_triton_compile.py compiles them all and asserts it). A program has 16
+and sm_100 and of Triton 3.6 and 3.9 (asserted by tests/test_triton_compile.py). A program has 16
 batch rows where nothing else is said: the least that a tensor core product takes, and what makes most programs.
 """
 
@@ -39,7 +39,8 @@ class StepTile(NamedTuple):
 # fmt: off
 # No time loop spills, but that of _GROUP's GRU of 1024 units by 16 on sm_90, one value: with 4 warps it would need 248
 # registers, with 16 it spills more. What only the code before and after a loop uses may lie on the stack, a few values.
-# All this is for sizes that are multiples of 8: others have no cp.async and up to twice the registers.
+# All this is for sizes that are multiples of 8: others have little or no cp.async, up to twice the registers, and some
+# of 128 units spill while they load W_hh, before the loop.
 
 # Resident weights. 8 warps from 64 units on: 4 would need twice the registers; "ieee" LSTMs take 16, for 8 spill. Two
 # stages keep the next step's loads in flight (cp.async); one is for GPUs where two do not fit. "tf32x3" has none: its
