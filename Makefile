@@ -6,6 +6,8 @@ VENV ?= .venv
 TESTS ?= tests
 ABI_TORCH ?= 2.15.0 2.14.1 2.11.0
 ABI_TESTS ?= tests/test_parity.py tests/test_ops.py tests/test_compile.py
+TRITON ?= 3.6.0 3.7.1 3.8.0 3.9.0
+TRITON_TESTS ?= tests/test_triton.py tests/test_triton_group.py tests/test_triton_compile.py
 
 CSRC := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 EMULATED := $(wildcard tests/emulator/*.h tests/emulator/*.cpp tests/emulator/*.cu tests/emulator/*.cuh)
@@ -25,10 +27,10 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test emulator cuda bench lint format test-asan abi-check aarch64-check clean
+.PHONY: help setup test emulator cuda bench lint format test-asan test-triton-matrix abi-check aarch64-check clean
 
 help:
-	@echo "make test | emulator | cuda | bench [BENCH=cpu|full] | lint | format | test-asan | abi-check | aarch64-check | clean"
+	@echo "make test | emulator | cuda | bench [BENCH=cpu|full] | lint | format | test-asan | test-triton-matrix | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
@@ -83,6 +85,10 @@ test-asan: $(PACKAGES)
 # One library, built with the newest torch, must load and work under every torch that we support.
 abi-check:
 	PYTHON="$(PYTHON)" TESTS="$(ABI_TESTS)" bash tools/abi_check.sh $(ABI_TORCH)
+
+# The Triton kernels under every Triton that we support: about 15 minutes of CPU each.
+test-triton-matrix:
+	PYTHON="$(PYTHON)" TORCH="$(TORCH)" TESTS="$(TRITON_TESTS)" bash tools/triton_matrix.sh $(TRITON)
 
 # The ARM files compile and link (against empty stand-ins for torch's libraries); running them needs such a machine.
 ARM := aarch64-linux-gnu-g++

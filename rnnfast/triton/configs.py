@@ -1,7 +1,7 @@
 """The shipped configurations of the Triton kernels: which tiles a kernel comes in, and what each needs.
 
 Every number comes from compiling, none from a GPU: `shared` is what the compiler reports, the largest of sm_80, sm_90
-and sm_100 and of Triton 3.6 and 3.9 (tests/test_triton_compile.py compiles them all and asserts it). A program has 16
+and sm_100 and of Triton 3.6 and 3.9 (asserted by tests/test_triton_compile.py). A program has 16
 batch rows where nothing else is said: the least that a tensor core product takes, and what makes most programs.
 """
 
@@ -37,224 +37,184 @@ class StepTile(NamedTuple):
 
 
 # fmt: off
-# Resident weights; the longest prefetch first. 8 warps from 64 units on, for 4 double the registers. Three stages keep
-# the next two steps' gates in flight (cp.async); one is for GPUs with less memory.
+# No time loop spills, but that of _GROUP's GRU of 1024 units by 16 on sm_90, one value: with 4 warps it would need 248
+# registers, with 16 it spills more. What only the code before and after a loop uses may lie on the stack, a few values.
+# All this is for sizes that are multiples of 8: others have little or no cp.async, up to twice the registers, and some
+# of 128 units spill while they load W_hh, before the loop.
+
+# Resident weights. 8 warps from 64 units on: 4 would need twice the registers; "ieee" LSTMs take 16, for 8 spill. Two
+# stages keep the next step's loads in flight (cp.async); one is for GPUs where two do not fit. "tf32x3" has none: its
+# LSTM of 64 units needs all 255 registers in backward, spills, and takes 47 s to compile.
 _WHOLE = (
     # cell, pass, products, padded H, then WholeTile
-    ("lstm", "forward", "16-bit", 32, 4, 3, 20480),
-    ("lstm", "forward", "16-bit", 32, 4, 1, 12288),
-    ("lstm", "forward", "16-bit", 64, 8, 3, 57344),
-    ("lstm", "forward", "16-bit", 64, 8, 1, 40960),
-    ("lstm", "forward", "16-bit", 128, 8, 3, 180_224),
-    ("lstm", "forward", "16-bit", 128, 8, 1, 147_456),
-    ("lstm", "forward", "tf32", 32, 4, 3, 36864),
-    ("lstm", "forward", "tf32", 32, 4, 1, 20480),
-    ("lstm", "forward", "tf32", 64, 8, 3, 106_496),
-    ("lstm", "forward", "tf32", 64, 8, 1, 73728),
-    ("lstm", "forward", "tf32x3", 32, 4, 3, 53248),
-    ("lstm", "forward", "tf32x3", 32, 4, 1, 36864),
-    ("lstm", "forward", "tf32x3", 64, 8, 3, 172_032),
-    ("lstm", "forward", "tf32x3", 64, 8, 1, 139_264),
-    ("lstm", "backward", "16-bit", 32, 4, 3, 34816),
-    ("lstm", "backward", "16-bit", 32, 4, 1, 12288),
-    ("lstm", "backward", "16-bit", 64, 8, 3, 86016),
-    ("lstm", "backward", "16-bit", 64, 8, 1, 40960),
+    ("lstm", "forward", "16-bit", 32, 4, 2, 16384),
+    ("lstm", "forward", "16-bit", 64, 8, 2, 49152),
+    ("lstm", "forward", "16-bit", 128, 8, 2, 163_840),
+    ("lstm", "forward", "tf32", 32, 4, 2, 28672),
+    ("lstm", "forward", "tf32", 64, 8, 2, 90112),
+    ("lstm", "forward", "ieee", 32, 4, 2, 26624),
+    ("lstm", "forward", "ieee", 64, 16, 2, 90112),
+    ("lstm", "backward", "16-bit", 32, 4, 2, 23552),
+    ("lstm", "backward", "16-bit", 64, 8, 2, 63488),
+    ("lstm", "backward", "16-bit", 128, 8, 2, 192_512),
     ("lstm", "backward", "16-bit", 128, 8, 1, 147_456),
-    ("lstm", "backward", "tf32", 32, 4, 3, 61440),
-    ("lstm", "backward", "tf32", 32, 4, 1, 24576),
-    ("lstm", "backward", "tf32", 64, 8, 3, 155_648),
+    ("lstm", "backward", "tf32", 32, 4, 2, 43008),
+    ("lstm", "backward", "tf32", 64, 8, 2, 118_784),
     ("lstm", "backward", "tf32", 64, 8, 1, 81920),
-    ("lstm", "backward", "tf32x3", 32, 4, 3, 86016),
-    ("lstm", "backward", "tf32x3", 32, 4, 1, 49152),
-    ("lstm", "backward", "tf32x3", 64, 8, 1, 163_840),
-    ("lstm_projected", "forward", "16-bit", 32, 4, 3, 22528),
-    ("lstm_projected", "forward", "16-bit", 32, 4, 1, 14336),
-    ("lstm_projected", "forward", "16-bit", 64, 8, 3, 65536),
-    ("lstm_projected", "forward", "16-bit", 64, 8, 1, 49152),
-    ("lstm_projected", "forward", "16-bit", 128, 8, 3, 212_992),
-    ("lstm_projected", "forward", "16-bit", 128, 8, 1, 180_224),
-    ("lstm_projected", "forward", "tf32", 32, 4, 3, 40960),
-    ("lstm_projected", "forward", "tf32", 32, 4, 1, 24576),
-    ("lstm_projected", "forward", "tf32", 64, 8, 3, 122_880),
-    ("lstm_projected", "forward", "tf32", 64, 8, 1, 90112),
-    ("lstm_projected", "backward", "16-bit", 32, 4, 3, 36864),
-    ("lstm_projected", "backward", "16-bit", 32, 4, 1, 14336),
-    ("lstm_projected", "backward", "16-bit", 64, 8, 3, 94208),
-    ("lstm_projected", "backward", "16-bit", 64, 8, 1, 49152),
-    ("lstm_projected", "backward", "16-bit", 128, 8, 1, 180_224),
-    ("lstm_projected", "backward", "tf32", 32, 4, 3, 65536),
-    ("lstm_projected", "backward", "tf32", 32, 4, 1, 28672),
-    ("lstm_projected", "backward", "tf32", 64, 8, 3, 172_032),
-    ("lstm_projected", "backward", "tf32", 64, 8, 1, 98304),
-    ("gru", "forward", "16-bit", 32, 4, 3, 14336),
-    ("gru", "forward", "16-bit", 32, 4, 1, 8192),
-    ("gru", "forward", "16-bit", 64, 8, 3, 40960),
-    ("gru", "forward", "16-bit", 64, 8, 1, 28672),
-    ("gru", "forward", "16-bit", 128, 8, 3, 131_072),
-    ("gru", "forward", "16-bit", 128, 8, 1, 106_496),
-    ("gru", "forward", "tf32", 32, 4, 3, 26624),
-    ("gru", "forward", "tf32", 32, 4, 1, 14336),
-    ("gru", "forward", "tf32", 64, 8, 3, 77824),
-    ("gru", "forward", "tf32", 64, 8, 1, 53248),
-    ("gru", "forward", "tf32x3", 32, 4, 3, 40960),
-    ("gru", "forward", "tf32x3", 32, 4, 1, 28672),
-    ("gru", "backward", "16-bit", 32, 4, 3, 25600),
-    ("gru", "backward", "16-bit", 32, 4, 1, 9216),
-    ("gru", "backward", "16-bit", 64, 8, 3, 63488),
-    ("gru", "backward", "16-bit", 64, 8, 1, 30720),
-    ("gru", "backward", "16-bit", 128, 8, 3, 176_128),
-    ("gru", "backward", "16-bit", 128, 8, 1, 110_592),
-    ("gru", "backward", "tf32", 32, 4, 3, 51200),
-    ("gru", "backward", "tf32", 32, 4, 1, 18432),
-    ("gru", "backward", "tf32", 64, 8, 3, 126_976),
-    ("gru", "backward", "tf32", 64, 8, 1, 61440),
-    ("gru", "backward", "tf32x3", 32, 4, 3, 65536),
-    ("gru", "backward", "tf32x3", 32, 4, 1, 32768),
-    ("rnn", "forward", "16-bit", 32, 4, 3, 5120),
-    ("rnn", "forward", "16-bit", 32, 4, 1, 3072),
-    ("rnn", "forward", "16-bit", 64, 8, 3, 14336),
-    ("rnn", "forward", "16-bit", 64, 8, 1, 10240),
-    ("rnn", "forward", "16-bit", 128, 8, 3, 45056),
-    ("rnn", "forward", "16-bit", 128, 8, 1, 36864),
-    ("rnn", "forward", "16-bit", 256, 16, 3, 155_648),
-    ("rnn", "forward", "16-bit", 256, 16, 1, 139_264),
-    ("rnn", "forward", "tf32", 32, 4, 3, 10240),
-    ("rnn", "forward", "tf32", 32, 4, 1, 6144),
-    ("rnn", "forward", "tf32", 64, 8, 3, 28672),
-    ("rnn", "forward", "tf32", 64, 8, 1, 20480),
-    ("rnn", "forward", "tf32", 128, 8, 3, 90112),
-    ("rnn", "forward", "tf32", 128, 8, 1, 73728),
-    ("rnn", "backward", "16-bit", 32, 4, 3, 9216),
-    ("rnn", "backward", "16-bit", 32, 4, 1, 3072),
-    ("rnn", "backward", "16-bit", 64, 8, 3, 22528),
-    ("rnn", "backward", "16-bit", 64, 8, 1, 10240),
-    ("rnn", "backward", "16-bit", 128, 8, 3, 61440),
-    ("rnn", "backward", "16-bit", 128, 8, 1, 36864),
-    ("rnn", "backward", "16-bit", 256, 16, 3, 188_416),
-    ("rnn", "backward", "16-bit", 256, 16, 1, 139_264),
-    ("rnn", "backward", "tf32", 32, 4, 3, 18432),
-    ("rnn", "backward", "tf32", 32, 4, 1, 6144),
-    ("rnn", "backward", "tf32", 64, 8, 3, 45056),
-    ("rnn", "backward", "tf32", 64, 8, 1, 20480),
-    ("rnn", "backward", "tf32", 128, 8, 3, 122_880),
-    ("rnn", "backward", "tf32", 128, 8, 1, 73728),
+    ("lstm", "backward", "ieee", 32, 4, 2, 43008),
+    ("lstm", "backward", "ieee", 64, 16, 2, 118_784),
+    ("lstm", "backward", "ieee", 64, 16, 1, 81920),
+    ("lstm_projected", "forward", "16-bit", 32, 4, 2, 18432),
+    ("lstm_projected", "forward", "16-bit", 64, 8, 2, 57344),
+    ("lstm_projected", "forward", "16-bit", 128, 8, 2, 196_608),
+    ("lstm_projected", "forward", "tf32", 32, 4, 2, 32768),
+    ("lstm_projected", "forward", "tf32", 64, 8, 2, 106_496),
+    ("lstm_projected", "forward", "ieee", 32, 4, 2, 32768),
+    ("lstm_projected", "forward", "ieee", 64, 16, 2, 106_496),
+    ("lstm_projected", "backward", "16-bit", 32, 4, 2, 25600),
+    ("lstm_projected", "backward", "16-bit", 64, 8, 2, 71680),
+    ("lstm_projected", "backward", "16-bit", 128, 8, 2, 225_280),
+    ("lstm_projected", "backward", "tf32", 32, 4, 2, 47104),
+    ("lstm_projected", "backward", "tf32", 64, 8, 2, 135_168),
+    ("lstm_projected", "backward", "ieee", 32, 4, 2, 47104),
+    ("lstm_projected", "backward", "ieee", 64, 16, 2, 135_168),
+    ("gru", "forward", "16-bit", 32, 4, 2, 11264),
+    ("gru", "forward", "16-bit", 64, 8, 2, 34816),
+    ("gru", "forward", "16-bit", 128, 8, 2, 118_784),
+    ("gru", "forward", "tf32", 32, 4, 2, 20480),
+    ("gru", "forward", "tf32", 64, 8, 2, 65536),
+    ("gru", "forward", "ieee", 32, 4, 2, 20480),
+    ("gru", "forward", "ieee", 64, 8, 2, 65536),
+    ("gru", "backward", "16-bit", 32, 4, 2, 17408),
+    ("gru", "backward", "16-bit", 64, 8, 2, 47104),
+    ("gru", "backward", "16-bit", 128, 8, 2, 143_360),
+    ("gru", "backward", "tf32", 32, 4, 2, 34816),
+    ("gru", "backward", "tf32", 64, 8, 2, 94208),
+    ("gru", "backward", "ieee", 32, 4, 2, 34816),
+    ("gru", "backward", "ieee", 64, 8, 2, 94208),
+    ("rnn", "forward", "16-bit", 32, 4, 2, 4096),
+    ("rnn", "forward", "16-bit", 64, 8, 2, 12288),
+    ("rnn", "forward", "16-bit", 128, 8, 2, 40960),
+    ("rnn", "forward", "16-bit", 256, 8, 2, 147_456),
+    ("rnn", "forward", "tf32", 32, 4, 2, 8192),
+    ("rnn", "forward", "tf32", 64, 8, 2, 24576),
+    ("rnn", "forward", "tf32", 128, 8, 2, 81920),
+    ("rnn", "forward", "ieee", 32, 4, 2, 8192),
+    ("rnn", "forward", "ieee", 64, 8, 2, 24576),
+    ("rnn", "forward", "ieee", 128, 8, 2, 81920),
+    ("rnn", "backward", "16-bit", 32, 4, 2, 7168),
+    ("rnn", "backward", "16-bit", 64, 8, 2, 18432),
+    ("rnn", "backward", "16-bit", 128, 8, 2, 53248),
+    ("rnn", "backward", "16-bit", 256, 8, 2, 167_936),
+    ("rnn", "backward", "16-bit", 256, 8, 1, 143_360),
+    ("rnn", "backward", "tf32", 32, 4, 2, 14336),
+    ("rnn", "backward", "tf32", 64, 8, 2, 36864),
+    ("rnn", "backward", "tf32", 128, 8, 2, 106_496),
+    ("rnn", "backward", "tf32", 128, 8, 1, 81920),
+    ("rnn", "backward", "ieee", 32, 4, 2, 12288),
+    ("rnn", "backward", "ieee", 64, 8, 2, 32768),
+    ("rnn", "backward", "ieee", 128, 8, 2, 106_496),
+    ("rnn", "backward", "ieee", 128, 8, 1, 81920),
 )
 
-# The most programs first, which is the least work for each. Forward: as many units as leave room for all of their W_hh.
+# The most programs first, which is the least work for each, then what takes a larger batch. Forward: as many units as
+# leave room for all of their W_hh. 128 is for what does not fit WHOLE: "tf32", and GPUs with less memory. Projected
+# layers, "tf32x3" and "ieee" have none and go by STEP.
 _GROUP = (
-    # cell, pass, products, padded H, then GroupTile
-    ("lstm", "forward", "16-bit", 256, 32, 0, 4, 1, 73728),
-    ("lstm", "forward", "16-bit", 256, 32, 0, 8, 1, 73728),
-    ("lstm", "forward", "16-bit", 512, 16, 0, 4, 1, 81920),
-    ("lstm", "forward", "16-bit", 512, 32, 0, 8, 1, 147_456),
-    ("lstm", "forward", "16-bit", 1024, 8, 0, 4, 1, 98304),
-    ("lstm", "forward", "16-bit", 1024, 16, 0, 8, 1, 163_840),
-    ("lstm", "forward", "tf32", 256, 16, 0, 4, 1, 81920),
-    ("lstm", "forward", "tf32", 512, 16, 0, 8, 1, 163_840),
-    ("lstm", "forward", "tf32", 1024, 8, 0, 8, 1, 196_608),
-    ("lstm", "backward", "16-bit", 256, 32, 128, 4, 4, 36864),
-    ("lstm", "backward", "16-bit", 512, 32, 128, 4, 4, 36864),
-    ("lstm", "backward", "16-bit", 1024, 16, 128, 4, 4, 24576),
-    ("lstm", "backward", "tf32", 256, 32, 64, 4, 3, 24576),
-    ("lstm", "backward", "tf32", 512, 32, 64, 4, 3, 24576),
-    ("lstm", "backward", "tf32", 1024, 16, 64, 4, 3, 16384),
-    ("gru", "forward", "16-bit", 256, 32, 0, 4, 1, 57344),
-    ("gru", "forward", "16-bit", 256, 32, 0, 8, 1, 57344),
-    ("gru", "forward", "16-bit", 512, 16, 0, 4, 1, 65536),
-    ("gru", "forward", "16-bit", 512, 32, 0, 8, 1, 114_688),
-    ("gru", "forward", "16-bit", 1024, 8, 0, 4, 1, 81920),
-    ("gru", "forward", "16-bit", 1024, 16, 0, 8, 1, 131_072),
-    ("gru", "forward", "tf32", 256, 16, 0, 4, 1, 65536),
-    ("gru", "forward", "tf32", 512, 16, 0, 8, 1, 131_072),
-    ("gru", "forward", "tf32", 1024, 8, 0, 8, 1, 163_840),
-    ("gru", "backward", "16-bit", 256, 32, 128, 4, 4, 36864),
-    ("gru", "backward", "16-bit", 512, 32, 128, 4, 4, 36864),
-    ("gru", "backward", "16-bit", 1024, 16, 128, 4, 4, 24576),
-    ("gru", "backward", "tf32", 256, 32, 64, 4, 3, 24576),
-    ("gru", "backward", "tf32", 512, 32, 64, 4, 3, 24576),
-    ("gru", "backward", "tf32", 1024, 16, 64, 4, 3, 16384),
-    ("rnn", "forward", "16-bit", 256, 32, 0, 4, 1, 24576),
-    ("rnn", "forward", "16-bit", 256, 32, 0, 8, 1, 24576),
-    ("rnn", "forward", "16-bit", 512, 16, 0, 4, 1, 32768),
-    ("rnn", "forward", "16-bit", 512, 32, 0, 8, 1, 49152),
-    ("rnn", "forward", "16-bit", 1024, 16, 0, 4, 1, 65536),
-    ("rnn", "forward", "16-bit", 1024, 16, 0, 8, 1, 65536),
-    ("rnn", "forward", "tf32", 256, 16, 0, 4, 1, 33792),
-    ("rnn", "forward", "tf32", 512, 16, 0, 8, 1, 66560),
-    ("rnn", "forward", "tf32", 1024, 16, 0, 8, 1, 132_096),
-    ("rnn", "backward", "16-bit", 256, 32, 128, 4, 4, 36864),
-    ("rnn", "backward", "16-bit", 512, 32, 128, 4, 4, 36864),
-    ("rnn", "backward", "16-bit", 1024, 16, 128, 4, 4, 24576),
-    ("rnn", "backward", "tf32", 256, 32, 64, 4, 3, 24576),
-    ("rnn", "backward", "tf32", 512, 32, 64, 4, 3, 24576),
-    ("rnn", "backward", "tf32", 1024, 16, 64, 4, 3, 16384),
+    # cell, pass, products, padded sizes H, then GroupTile (`shared` of the largest)
+    ("lstm", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 73728),
+    ("lstm", "forward", "16-bit", (512,), 16, 0, 4, 1, 81920),
+    ("lstm", "forward", "16-bit", (512,), 32, 0, 8, 1, 147_456),
+    ("lstm", "forward", "16-bit", (1024,), 8, 0, 4, 1, 98304),
+    ("lstm", "forward", "16-bit", (1024,), 16, 0, 8, 1, 163_840),
+    ("lstm", "forward", "tf32", (128, 256), 16, 0, 4, 1, 81920),
+    ("lstm", "forward", "tf32", (512,), 16, 0, 8, 1, 163_840),
+    ("lstm", "forward", "tf32", (1024,), 8, 0, 8, 1, 196_608),
+    ("lstm", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
+    ("lstm", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
+    ("lstm", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
+    ("lstm", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
+    ("gru", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 57344),
+    ("gru", "forward", "16-bit", (512,), 16, 0, 4, 1, 65536),
+    ("gru", "forward", "16-bit", (512,), 32, 0, 8, 1, 114_688),
+    ("gru", "forward", "16-bit", (1024,), 8, 0, 4, 1, 81920),
+    ("gru", "forward", "16-bit", (1024,), 16, 0, 8, 1, 131_072),
+    ("gru", "forward", "tf32", (128, 256), 16, 0, 4, 1, 65536),
+    ("gru", "forward", "tf32", (512,), 16, 0, 8, 1, 131_072),
+    ("gru", "forward", "tf32", (1024,), 8, 0, 8, 1, 163_840),
+    ("gru", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
+    ("gru", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
+    ("gru", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
+    ("gru", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
+    ("rnn", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 24576),
+    ("rnn", "forward", "16-bit", (512,), 32, 0, 8, 1, 49152),
+    ("rnn", "forward", "16-bit", (1024,), 16, 0, 8, 1, 65536),
+    ("rnn", "forward", "tf32", (128, 256), 16, 0, 4, 1, 33792),
+    ("rnn", "forward", "tf32", (512,), 16, 0, 8, 1, 66560),
+    ("rnn", "forward", "tf32", (1024,), 16, 0, 8, 1, 132_096),
+    ("rnn", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
+    ("rnn", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
+    ("rnn", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
+    ("rnn", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
 )
 
-# The first whose batch and memory suffice.
+# The first whose batch and memory suffice: 64 rows read W_hh from L2 a quarter as often. The width of a product is
+# 4 * block_h for the gated cells in forward (3 for the GRU), block_h else. 8 warps where 4 would spill.
+_GATED = ("lstm", "lstm_projected", "gru")
+_RNN = ("rnn",)
+_ALL = (*_GATED, *_RNN)
 _STEP = (
-    # cell, pass, products, then StepTile
-    ("lstm", "forward", "16-bit", 33, 64, 32, 64, 8, 3, 73744),
-    ("lstm", "forward", "16-bit", 0, 16, 16, 128, 4, 4, 61440),
-    ("lstm", "forward", "tf32", 33, 64, 16, 32, 4, 3, 49168),
-    ("lstm", "forward", "tf32", 0, 16, 16, 64, 4, 3, 40960),
-    ("lstm", "forward", "tf32x3", 0, 16, 16, 32, 4, 3, 20480),
-    ("lstm", "forward", "ieee", 0, 16, 16, 32, 4, 3, 20480),
-    ("lstm", "backward", "16-bit", 33, 64, 64, 64, 8, 3, 49168),
-    ("lstm", "backward", "16-bit", 0, 16, 32, 128, 4, 4, 36864),
-    ("lstm", "backward", "tf32", 33, 64, 32, 32, 4, 3, 36880),
-    ("lstm", "backward", "tf32", 0, 16, 32, 64, 4, 3, 24576),
-    ("lstm", "backward", "tf32x3", 0, 16, 32, 32, 4, 3, 12288),
-    ("lstm", "backward", "ieee", 0, 16, 32, 32, 4, 3, 12288),
-    ("lstm_projected", "forward", "16-bit", 33, 64, 32, 64, 8, 3, 73744),
-    ("lstm_projected", "forward", "16-bit", 0, 16, 16, 128, 4, 4, 61440),
-    ("lstm_projected", "forward", "tf32", 33, 64, 16, 32, 4, 3, 49168),
-    ("lstm_projected", "forward", "tf32", 0, 16, 16, 64, 4, 3, 40960),
-    ("lstm_projected", "forward", "tf32x3", 0, 16, 16, 32, 4, 3, 20480),
-    ("lstm_projected", "forward", "ieee", 0, 16, 16, 32, 4, 3, 20480),
-    ("lstm_projected", "backward", "16-bit", 33, 64, 32, 64, 8, 3, 36880),
-    ("lstm_projected", "backward", "16-bit", 0, 16, 16, 128, 4, 4, 24576),
-    ("lstm_projected", "backward", "tf32", 33, 64, 16, 32, 4, 3, 30736),
-    ("lstm_projected", "backward", "tf32", 0, 16, 16, 64, 4, 3, 16384),
-    ("lstm_projected", "backward", "tf32x3", 0, 16, 16, 32, 4, 3, 8192),
-    ("lstm_projected", "backward", "ieee", 0, 16, 16, 32, 4, 3, 8192),
-    ("gru", "forward", "16-bit", 33, 64, 32, 64, 8, 3, 61472),
-    ("gru", "forward", "16-bit", 0, 16, 16, 128, 4, 4, 49152),
-    ("gru", "forward", "tf32", 33, 64, 16, 32, 4, 3, 43040),
-    ("gru", "forward", "tf32", 0, 16, 16, 64, 4, 3, 32768),
-    ("gru", "forward", "tf32x3", 0, 16, 16, 32, 4, 3, 16384),
-    ("gru", "forward", "ieee", 0, 16, 16, 32, 4, 3, 16384),
-    ("gru", "backward", "16-bit", 33, 64, 64, 64, 8, 3, 49168),
-    ("gru", "backward", "16-bit", 0, 16, 32, 128, 4, 4, 36864),
-    ("gru", "backward", "tf32", 33, 64, 32, 32, 4, 3, 36880),
-    ("gru", "backward", "tf32", 0, 16, 32, 64, 4, 3, 24576),
-    ("gru", "backward", "tf32x3", 0, 16, 32, 32, 4, 3, 12288),
-    ("gru", "backward", "ieee", 0, 16, 32, 32, 4, 3, 12288),
-    ("rnn", "forward", "16-bit", 33, 64, 64, 64, 8, 3, 49168),
-    ("rnn", "forward", "16-bit", 0, 16, 32, 128, 4, 4, 36864),
-    ("rnn", "forward", "tf32", 33, 64, 32, 32, 4, 3, 36880),
-    ("rnn", "forward", "tf32", 0, 16, 32, 64, 4, 3, 24576),
-    ("rnn", "forward", "tf32x3", 0, 16, 32, 32, 4, 3, 12288),
-    ("rnn", "forward", "ieee", 0, 16, 32, 32, 4, 3, 12288),
-    ("rnn", "backward", "16-bit", 33, 64, 64, 64, 8, 3, 49168),
-    ("rnn", "backward", "16-bit", 0, 16, 64, 128, 4, 4, 61440),
-    ("rnn", "backward", "tf32", 33, 64, 64, 32, 4, 3, 49168),
-    ("rnn", "backward", "tf32", 0, 16, 64, 64, 4, 3, 40960),
-    ("rnn", "backward", "tf32x3", 0, 16, 64, 32, 4, 3, 20480),
-    ("rnn", "backward", "ieee", 0, 16, 64, 32, 4, 3, 20480),
+    # cells, pass, products, then StepTile
+    (_GATED, "forward", "16-bit", 33, 64, 16, 64, 4, 3, 49168),
+    (_GATED, "forward", "16-bit", 0, 16, 16, 128, 4, 4, 61440),
+    (_GATED, "forward", "tf32", 33, 64, 16, 32, 8, 3, 49168),
+    (_GATED, "forward", "tf32", 0, 16, 16, 64, 4, 3, 40960),
+    (_GATED, "forward", "tf32x3", 0, 16, 16, 32, 4, 3, 20480),
+    (_GATED, "forward", "ieee", 0, 16, 16, 32, 4, 3, 20480),
+    (_RNN, "forward", "16-bit", 33, 64, 32, 64, 4, 3, 36880),
+    (_RNN, "forward", "16-bit", 0, 16, 32, 128, 4, 4, 36864),
+    (_RNN, "forward", "tf32", 33, 64, 32, 32, 8, 3, 36880),
+    (_RNN, "forward", "tf32", 0, 16, 32, 64, 4, 3, 24576),
+    (_RNN, "forward", "tf32x3", 0, 16, 32, 32, 4, 3, 12288),
+    (_RNN, "forward", "ieee", 0, 16, 32, 32, 4, 3, 12288),
+    (_ALL, "backward", "16-bit", 33, 64, 32, 64, 8, 3, 36880),
+    (_ALL, "backward", "16-bit", 0, 16, 32, 64, 4, 4, 18432),
+    (_ALL, "backward", "tf32", 33, 64, 32, 32, 8, 3, 36880),
+    (_ALL, "backward", "tf32", 0, 16, 32, 64, 4, 3, 24576),
+    (_ALL, "backward", "tf32x3", 0, 16, 32, 32, 4, 3, 12288),
+    (_ALL, "backward", "ieee", 0, 16, 32, 32, 4, 3, 12288),
 )
 # fmt: on
 
 
-def _tables(rows, tile_type, names: int):
-    """{(cell, backward, products): {padded H: [tiles]}} of rows whose first `names` entries are names and sizes."""
+def _whole_tiles():
+    """{(cell, backward, products): {padded H: [tiles]}}."""
     tables: dict = {}
-    for row in rows:
-        cell, name, products, *sizes = row[:names]
-        tiles = tables.setdefault((cell, name == "backward", products), {})
-        tiles.setdefault(sizes[0] if sizes else 0, []).append(tile_type(*row[names:]))
+    for cell, name, products, padded, *tile in _WHOLE:
+        sizes = tables.setdefault((cell, name == "backward", products), {})
+        sizes.setdefault(padded, []).append(WholeTile(*tile))
     return tables
 
 
-WHOLE_TILES = _tables(_WHOLE, WholeTile, 4)
-GROUP_TILES = _tables(_GROUP, GroupTile, 4)
-STEP_TILES = {key: tiles[0] for key, tiles in _tables(_STEP, StepTile, 3).items()}
+def _group_tiles():
+    """{(cell, backward, products): {padded H: [tiles]}}."""
+    tables: dict = {}
+    for cell, name, products, sizes, *tile in _GROUP:
+        for padded in sizes:
+            of_cell = tables.setdefault((cell, name == "backward", products), {})
+            of_cell.setdefault(padded, []).append(GroupTile(*tile))
+    return tables
+
+
+def _step_tiles():
+    """{(cell, backward, products): [tiles]}."""
+    tables: dict = {}
+    for cells, name, products, *tile in _STEP:
+        for cell in cells:
+            tables.setdefault((cell, name == "backward", products), []).append(StepTile(*tile))
+    return tables
+
+
+WHOLE_TILES = _whole_tiles()
+GROUP_TILES = _group_tiles()
+STEP_TILES = _step_tiles()

@@ -41,8 +41,8 @@ OLDEST = (8, 0)  # sm_80: bfloat16 and TF32 products, cp.async
 
 
 def pad(size: int) -> int:
-    """The next power of two, and at least 16, the shortest product of tensor cores."""
-    return max(16, 1 << (size - 1).bit_length())
+    """The next power of two, and at least 32, the smallest that configs.py has."""
+    return max(32, 1 << (size - 1).bit_length())
 
 
 def plan(*shape_and_device, interpreted: bool = False) -> Plan | str:

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs the tests of the Triton kernels under each Triton given, in throw-away environments: parity in its interpreter,
+# and every configuration compiled for sm_80, sm_90 and sm_100.
+# Usage: TESTS="tests/test_triton.py" triton_matrix.sh 3.6.0 3.9.0   (RNNFAST_COMPILE= compiles the rows of `make test`)
+set -euo pipefail
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+TESTS=${TESTS:-tests/test_triton*.py}
+export RNNFAST_COMPILE=${RNNFAST_COMPILE-all}
+failed=()
+for version in "$@"; do
+  "${PYTHON:-python3}" -m venv "$scratch/venv"
+  python=$scratch/venv/bin/python
+  numpy=numpy
+  case $version in 3.6.*) numpy="numpy<2.4" ;; esac # its interpreter fails on runtime loop bounds with newer ones
+  "$python" -m pip install -q --no-compile --no-cache-dir "${TORCH:-torch==2.13.0}" "$numpy" pytest expecttest
+  # By itself, for a torch with CUDA asks for the one Triton that it was built with; pip warns and obeys.
+  "$python" -m pip install -q --no-compile --no-cache-dir "triton==$version"
+  echo "triton-matrix: Triton $version"
+  # shellcheck disable=SC2086
+  "$python" -m pytest -p no:cacheprovider $TESTS || failed+=("$version")
+  rm -rf "$scratch/venv"
+done
+if [ "${#failed[@]}" -gt 0 ]; then
+  echo "triton-matrix: failed under Triton ${failed[*]}"
+  exit 1
+fi
+echo "triton-matrix: passed under Triton $*"
