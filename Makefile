@@ -7,7 +7,7 @@ TESTS ?= tests
 ABI_TORCH ?= 2.15.0 2.14.1 2.11.0
 ABI_TESTS ?= tests/test_parity.py tests/test_ops.py tests/test_compile.py
 TRITON ?= 3.6.0 3.7.1 3.8.0 3.9.0
-TRITON_TESTS ?= tests/test_triton.py tests/test_triton_group.py tests/test_triton_compile.py
+TRITON_TESTS ?= $(wildcard tests/test_triton*.py)
 
 CSRC := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 EMULATED := $(wildcard tests/emulator/*.h tests/emulator/*.cpp tests/emulator/*.cu tests/emulator/*.cuh)

@@ -88,6 +88,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
+def dtype_of(input: Tensor) -> torch.dtype:
+    """The dtype that a call with this input computes in: autocast's, where it is on and casts such tensors."""
+    low = autocast_dtype(input.device)
+    return input.dtype if low is None or input.dtype not in AUTOCAST_DTYPES else low
+
+
 def _plain(tensor: Tensor) -> bool:
     own_rules = getattr(type(tensor), "__torch_dispatch__", None) is not Tensor.__torch_dispatch__
     return tensor.layout is torch.strided and (not own_rules or isinstance(tensor, FakeTensor | FunctionalTensor))

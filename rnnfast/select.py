@@ -18,7 +18,7 @@ from torch import _C, Tensor, compiler
 from torch.autograd import forward_ad
 
 from . import _ext, autograd, reference, triton
-from ._call import Call, autocast_dtype, batch_of, fits
+from ._call import Call, autocast_dtype, batch_of, dtype_of, fits
 from .ops import CELLS
 from .precision import float32_products
 from .triton import operators
@@ -68,7 +68,7 @@ def step_loses(input: Tensor) -> str | None:
         return None
     if compiler.is_compiling():
         return "one step in a compiled graph is fused with what surrounds it in torch's own operator"
-    dtype = autocast_dtype(input.device) or input.dtype
+    dtype = dtype_of(input)
     if dtype is torch.bfloat16 and _HAS_BF16_PRODUCTS:
         trains = torch.is_grad_enabled()
         return "one step in bfloat16 with gradients is faster in torch's own operator" if trains else None
@@ -111,6 +111,7 @@ def _emulator_refuses(call: Call) -> str | None:
 
 
 def _allow_tf32(allow: bool, namespace: str) -> None:
+    """Tells a library of CUDA kernels what torch's switch says; a compiled graph keeps what it said last."""
     if _tf32_allowed.get(namespace) is not allow:
         _ext.allow_tf32(allow, namespace)
         _tf32_allowed[namespace] = allow
@@ -121,7 +122,7 @@ _tf32_allowed: dict[str, bool] = {}  # what the libraries were told last
 
 def _no_cuda_plan(call: Call, namespace: str) -> str | None:
     """Why the CUDA kernels cannot run this call, or None; in a compiled graph, of unknown sizes, the operator says."""
-    dtype = autocast_dtype(call.input.device) or call.input.dtype
+    dtype = dtype_of(call.input)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernel for {dtype}"
     _allow_tf32(float32_products(call.input.device) == "tf32", namespace)
@@ -143,13 +144,17 @@ OLDEST_TRITON = (3, 6)
 
 
 def _triton_missing() -> str | None:
-    try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return "Triton is not installed"
-    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
-        return f"it needs Triton >= {'.'.join(map(str, OLDEST_TRITON))}, this is {version}"
-    return None
+    if torch.version.hip is not None:
+        return "its kernels are for NVIDIA GPUs, and this torch is for AMD's"
+    for distribution in ("triton", "pytorch-triton", "triton-windows"):
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+            return f"it needs Triton >= {'.'.join(map(str, OLDEST_TRITON))}, this is {version}"
+        return None
+    return "Triton is not installed"
 
 
 _TRITON_MISSING = _triton_missing()
@@ -164,10 +169,7 @@ def _triton_unavailable() -> str | None:
 def _triton_refuses(call: Call) -> str | None:
     if not call.input.is_cuda and not (triton.interpreted and call.input.device.type == "cpu"):
         return f"it runs on CUDA tensors, not on {call.input.device.type}"
-    if (
-        call.input.dtype not in (torch.float32, torch.bfloat16, torch.float16)
-        and autocast_dtype(call.input.device) is None
-    ):
+    if dtype_of(call.input) not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernel for {call.input.dtype}"
     if requested() != TRITON.name:
         return UNMEASURED.format(TRITON.name)

@@ -12,6 +12,7 @@ SIZE = ("lstm", False, 256, 256, "16-bit")
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("RNNFAST_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(autotune, "_rankings", {})
 
 
 def plans(batch: int) -> list[plan.Plan]:
@@ -39,6 +40,7 @@ def test_the_fastest_is_taken_and_kept():
     clock = Clock(lambda one: 1.0 if one.kind == "step" else 2.0)
     assert autotune.best(SIZE, found, clock.run, clock.time).kind == "step"
     assert len(clock.runs) == len(found) * (autotune.REPEATS + 1)
+    autotune._rankings.clear()  # another process
     again = Clock(lambda one: 1.0)
     assert autotune.best(SIZE, found, again.run, again.time).kind == "step" and not again.runs
 
@@ -72,3 +74,13 @@ def test_only_where_it_is_asked_for_and_on_a_gpu(monkeypatch):
 
 class _OnGpu(torch.Tensor):
     is_cuda = True
+
+
+def test_a_folder_that_cannot_be_written_is_said(monkeypatch):
+    monkeypatch.setenv("RNNFAST_CACHE_DIR", "/proc/nowhere")
+    clock = Clock(lambda one: 1.0)
+    with pytest.warns(RuntimeWarning, match="not kept"):
+        autotune.best(SIZE, plans(batch=16), clock.run, clock.time)
+    again = Clock(lambda one: 1.0)
+    autotune.best(SIZE, plans(batch=16), again.run, again.time)
+    assert not again.runs

@@ -5,6 +5,7 @@ The tests of the compiled operators, with these in their place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -26,8 +27,10 @@ from test_ops_checks import (  # noqa: F401  these run here with the Triton oper
 )
 
 import rnnfast
+from rnnfast import select
 from rnnfast.ops import OPERATORS
 from rnnfast.precision import float32_products
+from rnnfast.triton import plan
 
 SMALL = {"T": 3, "B": 3, "I": 2, "H": 5}
 VARIANTS = [{}, {"bidirectional": True, "ragged": "sorted"}, {"bidirectional": True, "ragged": "lengths"}]
@@ -91,6 +94,57 @@ def test_weights_on_odd_addresses():
         torch.testing.assert_close(module(x), stock(x))
 
 
+def test_weights_of_any_strides():
+    test_ops.test_weights_of_any_strides("lstm")
+    test_ops.test_weights_of_any_strides("rnn_tanh")
+    stock, ours = torch.nn.GRU(3, 5), rnnfast.GRU(3, 5)
+    ours.load_state_dict(stock.state_dict())
+    x, replaced = torch.randn(2, 2, 3), {"bias_hh_l0": torch.full((1,), 0.5).expand(15)}
+    with rnnfast.backend("triton", strict=True):
+        mine = torch.func.functional_call(ours, replaced, x)
+    torch.testing.assert_close(mine, torch.func.functional_call(stock, replaced, x))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_backward_inside_autocast_stays_in_the_dtype_of_forward(bidirectional):
+    stock, ours = (package.GRU(3, 5, bidirectional=bidirectional) for package in (torch.nn, rnnfast))
+    ours.load_state_dict(stock.state_dict())
+    x = torch.randn(2, 2, 3)
+    for model in (stock, ours):
+        with rnnfast.backend("triton"):
+            loss = model(x)[0].square().sum()
+        with torch.autocast("cpu", torch.bfloat16) if model is ours else contextlib.nullcontext():
+            loss.backward()
+    for mine, its in zip(ours.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad)
+
+
+def test_float64_under_autocast_is_torchs(monkeypatch):
+    monkeypatch.setattr(select, "_warned", set())
+    model, x = rnnfast.GRU(3, 5).double(), torch.randn(2, 2, 3, dtype=torch.float64)
+    told = pytest.warns(RuntimeWarning, match="float64")
+    with rnnfast.backend("triton"), torch.autocast("cpu", torch.bfloat16), told:
+        assert model(x)[0].dtype is torch.float64
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_is_not_finite_in_a_row_without_steps_reaches_no_weight(cell, bidirectional):
+    module = make_module(rnnfast, Case(cell, 3, 2, 3, 4, bidirectional=bidirectional))
+    hx = torch.zeros(1 + bidirectional, 2, 4)
+    hx[:, 1] = torch.nan
+    with rnnfast.backend("triton", strict=True):
+        hx = (hx, torch.zeros_like(hx)) if cell == "lstm" else hx
+        output, _ = module(torch.randn(3, 2, 3), hx, lengths=torch.tensor([3, 0]))
+        output.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
+def test_more_rows_than_a_launch_can_have_are_refused():
+    device = plan.Device("H200", (9, 0), 232_448, 132)
+    assert "1048577 batch rows" in plan.plan("lstm", False, 20, 20, 1_048_577, 1, "16-bit", device)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_zero_batch(cell):
     with rnnfast.backend("triton", strict=True):
@@ -148,7 +202,8 @@ def test_it_must_be_asked_for():
         assert rnnfast.explain(rnnfast.LSTM(3, 4), x).backend == "triton"
 
 
-def test_what_it_cannot_do_is_refused_with_the_reason():
+def test_what_it_cannot_do_is_refused_with_the_reason(monkeypatch):
+    monkeypatch.setattr(select, "_warned", set())
     model = rnnfast.LSTM(3, 4).double()
     x = torch.randn(2, 2, 3, dtype=torch.float64)
     with rnnfast.backend("triton", strict=True), pytest.raises(RuntimeError, match="no kernel for torch.float64"):

@@ -1,14 +1,16 @@
 """RNNFAST_AUTOTUNE=1: the plan of a pass is measured, not estimated, and the result is kept on disk.
 
 Off by default, for it costs seconds at the first call of each size. The number of steps never enters, and of the batch
-only which plans are possible: a size is measured once, with the tensors of its first call, and its ranking serves all
-later calls, which take the first plan of it that they can. Measured are whole passes on the GPU, each
-REPEATS times in turn, and the medians compared.
+only which plans are possible: a size is measured with the tensors of its first call, so make that a typical one, and
+again when a batch allows a plan that is not ranked yet. Every call takes the fastest of those that it can. Measured are
+whole passes on the GPU, each REPEATS times in turn, and the medians compared.
 """
 
 import json
 import os
 import statistics
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,10 +58,9 @@ def best(
     if len(plans) == 1:
         return plans[0]
     path = cache_file()
-    try:
-        rankings = json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or cut short: measured anew
-        rankings = {}
+    if path not in _rankings:
+        _rankings[path] = _read(path)
+    rankings = _rankings[path]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     ranking = rankings.setdefault(" ".join(map(str, (device, triton.__version__, *size))), {})
     missing = [plan for plan in plans if _name(plan) not in ranking]
@@ -71,8 +72,26 @@ def best(
                 if repeat:  # the first compiles
                     times[_name(plan)].append(elapsed)
         ranking.update({name: statistics.median(found) for name, found in times.items()})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(rankings, indent=1))
-        unfinished.replace(path)  # at once: other processes read it
+        _write(path, rankings)
     return min(plans, key=lambda plan: ranking[_name(plan)])
+
+
+_rankings: dict[Path, dict[str, dict[str, float]]] = {}  # what this process has read or measured, by file
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # not there, or cut short: measured anew
+        return {}
+
+
+def _write(path: Path, rankings: dict) -> None:
+    """At once, for other processes read it. Where it cannot be written the next process measures again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(rankings, file, indent=1)
+        os.replace(file.name, path)
+    except OSError as error:
+        warnings.warn(f"rnnfast: the measured plans are not kept: {error}", RuntimeWarning, stacklevel=2)

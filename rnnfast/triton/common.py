@@ -78,7 +78,8 @@ def streamed_product(
 ):  # fmt: skip
     """accumulator + A @ B by blocks of BLOCK_K: row m of A at pointer a[m], column n of B at b[n] in steps of B_STRIDE.
 
-    A may be what other programs wrote a step ago: `.cg` reads it from L2, never from this processor's L1.
+    A may be what other programs wrote a step ago. `.cg` reads it from L2, but only pieces of 16 bytes: with an odd H it
+    is the acquire in wait_for_group that empties this processor's L1.
     """
     k = tl.arange(0, BLOCK_K)
     for block in tl.range(0, K, BLOCK_K, num_stages=STAGES):

@@ -71,11 +71,11 @@ def gru_forward(
         z = tl.load(x + H, mask=mask, other=0.0).to(tl.float32)
         x_n = tl.load(x + 2 * H, mask=mask, other=0.0).to(tl.float32)
         joined = tl.zeros((BLOCK_B, 2 * BLOCK_H), tl.float32)
-        h_n_part = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+        n_of_h = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
         if KIND == WHOLE:
             own_h = h.to(tl.float32)
             joined = product(h, resident_rz, joined, PRECISION, UPCAST)
-            h_n_part = product(h, resident_n, h_n_part, PRECISION, UPCAST)
+            n_of_h = product(h, resident_n, n_of_h, PRECISION, UPCAST)
         else:
             before = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
             before = row_before(t, begin, hx + state, output + direction * H, before, D * H, H)
@@ -84,7 +84,7 @@ def gru_forward(
                 inside = valid[:, None] & (k < H)[None, :]
                 h = tl.load(before[:, None] + k[None, :], mask=inside, other=0.0, cache_modifier=".cg")
                 joined = product(h, resident_rz, joined, PRECISION, UPCAST)
-                h_n_part = product(h, resident_n, h_n_part, PRECISION, UPCAST)
+                n_of_h = product(h, resident_n, n_of_h, PRECISION, UPCAST)
             else:
                 for block in tl.range(0, H, BLOCK_K, num_stages=STAGES):
                     inside = block + k < H
@@ -98,19 +98,19 @@ def gru_forward(
                     w = tl.load(
                         weight_n[None, :] + (block + k)[:, None], mask=(n < H)[None, :] & inside[:, None], other=0.0
                     )
-                    h_n_part = product(h, w, h_n_part, PRECISION, UPCAST)
+                    n_of_h = product(h, w, n_of_h, PRECISION, UPCAST)
         h_r, h_z = tl.split(tl.reshape(joined, (BLOCK_B, BLOCK_H, 2)))
-        h_n_part += bias[None, :]
+        n_of_h += bias[None, :]
         r = tl.sigmoid(r + h_r)
         z = tl.sigmoid(z + h_z)
-        candidate = tanh(x_n + r * h_n_part)
+        candidate = tanh(x_n + r * n_of_h)
         new = (candidate + z * (own_h - candidate)).to(dtype)
         if SAVE:
             saved = gates + (direction * rows + row)[:, None] * (4 * H) + n[None, :]
             tl.store(saved, r.to(dtype), mask=mask)
             tl.store(saved + H, z.to(dtype), mask=mask)
             tl.store(saved + 2 * H, candidate.to(dtype), mask=mask)
-            tl.store(saved + 3 * H, h_n_part.to(dtype), mask=mask)
+            tl.store(saved + 3 * H, n_of_h.to(dtype), mask=mask)
         tl.store(output + row[:, None] * (D * H) + direction * H + n[None, :], new, mask=mask)
         if KIND == WHOLE:
             h = tl.where(mask, new.to(tl.float32), own_h).to(dtype)
@@ -167,7 +167,7 @@ def gru_backward(
         r = tl.load(saved, mask=mask, other=0.0).to(tl.float32)
         z = tl.load(saved + H, mask=mask, other=0.0).to(tl.float32)
         candidate = tl.load(saved + 2 * H, mask=mask, other=0.0).to(tl.float32)
-        h_n_part = tl.load(saved + 3 * H, mask=mask, other=0.0).to(tl.float32)
+        n_of_h = tl.load(saved + 3 * H, mask=mask, other=0.0).to(tl.float32)
         before = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
         before = output + before[:, None] * (D * H) + direction * H + n[None, :]
         own_h = tl.load(before, mask=mask & (t != begin)[:, None], other=0.0).to(tl.float32)
@@ -187,7 +187,7 @@ def gru_backward(
             )
 
         d_n = dh * (1.0 - z) * (1.0 - candidate * candidate)
-        d_r = (d_n * h_n_part * r * (1.0 - r)).to(dtype)
+        d_r = (d_n * n_of_h * r * (1.0 - r)).to(dtype)
         d_z = (dh * (own_h - candidate) * z * (1.0 - z)).to(dtype)
         d_nh = (d_n * r).to(dtype)
         new = dh * z

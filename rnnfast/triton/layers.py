@@ -1,7 +1,7 @@
 """One layer through the Triton kernels: products with the input, launches, results; the operators of rnnfast_triton.
 
-No synchronisation with the device and no read of its memory, so a call can be captured in a CUDA graph. The recurrence
-is ours, the large products before and after it are torch's.
+No synchronisation with the device and no read of its memory, so a call of padded rows can be captured in a CUDA graph.
+The recurrence is ours, the large products before and after it are torch's.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .._call import Call, autocast_dtype, batch_of
+from .._call import Call, batch_of, dtype_of
 from ..ops import CELLS
 from ..precision import float32_products
 from . import autotune, interpreted
@@ -22,6 +22,9 @@ from .lstm import lstm_backward, lstm_forward, lstm_project, lstm_unproject
 from .plan import KINDS, Device, Plan, candidates, plan
 from .rnn import rnn_backward, rnn_forward
 from .rows import Layer, check_results, layer_of, previous_h, zero_padding
+
+if triton.knobs.runtime.interpret != interpreted:
+    raise RuntimeError("TRITON_INTERPRET changed after rnnfast was imported: set it before")
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -65,7 +68,7 @@ def refuses(call: Call) -> str | None:
     """Why one of the two passes of a stack of layers has no plan, or None."""
     gates, output_size = CELLS[call.cell].gates, call.weights[1].size(1)
     hidden_size = call.weights[1].size(0) // gates
-    dtype = autocast_dtype(call.input.device) or call.input.dtype
+    dtype = dtype_of(call.input)
     for backward in (False, True):
         chosen = plan(
             call.cell.split("_")[0], backward, hidden_size, output_size, batch_of(call), 1 + call.bidirectional,
@@ -97,8 +100,10 @@ class _Kernel:
 
 @contextlib.contextmanager
 def _on(tensor: Tensor) -> Iterator[None]:
-    """Launches go to the current device: make it that of the tensors."""
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+    """Where kernels are launched: on the tensors' device, without autograd and without autocast, whose keys still act
+    on torch's own products inside an operator."""
+    device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    with device, torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
         yield
 
 
@@ -108,12 +113,16 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def _arguments(layer: Layer, chosen: Plan, input: Tensor, weights: dict[str, list[Tensor]]) -> dict[str, Any]:
-    """What all kernels take: sizes, rows, tiles, and the weights of both directions."""
+def _arguments(
+    layer: Layer, chosen: Plan, input: Tensor, weights: dict[str, list[Tensor]], unused: Tensor
+) -> dict[str, Any]:
+    """What all kernels take: sizes, rows, tiles, and the weights of both directions. `unused`: any aligned tensor."""
     config = chosen.config
     products = float32_products(input.device) if input.dtype is torch.float32 else "ieee"  # no choice in 16 bits
     arguments = dict(
-        steps=layer.steps, batch=layer.batch, rows=layer.rows, lengths=layer.lengths, offsets=layer.offsets,
+        steps=layer.steps, batch=layer.batch, rows=layer.rows,
+        lengths=unused if layer.lengths is None else layer.lengths,
+        offsets=unused if layer.offsets is None else layer.offsets,
         H=layer.hidden_size, P=layer.output_size, D=layer.directions, RAGGED=layer.ragged, KIND=KINDS[chosen.kind],
         BLOCK_B=config.block_b, BLOCK_H=config.block_h, BLOCK_K=config.block_k, STAGES=config.stages,
         PRECISION=products, UPCAST=interpreted and input.dtype is torch.bfloat16,
@@ -183,22 +192,21 @@ def _forward(layer, relu, save, input, states, weights, chosen):
     if layer.ragged:
         final[0].copy_(states[0])  # a row of length 0 keeps its hx
     saved = []
-    if save and layer.cell != "rnn":
+    gates_x = _project_input(layer, input, by_name)
+    if save and layer.cell == "gru":
         saved.append(new(directions, layer.rows, 4 * hidden_size))
     if save and layer.cell == "lstm":
+        saved.append(gates_x)  # the kernel puts the activated gates in their place
         saved.append(new(directions, layer.rows, hidden_size, dtype=torch.float32))
     if batch == 0:
         return (output, *final, *saved)
-    gates_x = _project_input(layer, input, by_name)
-    if save and layer.cell == "lstm":
-        saved[0] = gates_x  # the kernel puts the activated gates in their place
 
-    arguments = _arguments(layer, chosen, input, by_name) | dict(
+    arguments = _arguments(layer, chosen, input, by_name, output) | dict(
         gates_x=gates_x, hx=states[0], output=output, h_n=final[0], gates=saved[0] if saved else output, SAVE=save,
-        RELU=relu, arrivals=_arrivals(layer, chosen, input),
+        RELU=relu, arrivals=_arrivals(layer, chosen, output),
     )  # fmt: skip
     if layer.cell == "gru":
-        biases = [bias[2 * hidden_size :] for bias in by_name.get("bias_hh", [])]
+        biases = [aligned(bias[2 * hidden_size :]) for bias in by_name.get("bias_hh", [])]
         biases = biases or [input.new_zeros(hidden_size)]
         arguments |= dict(bias_hn=biases[0], bias_hn_reverse=biases[-1])
     if layer.cell == "lstm":
@@ -228,10 +236,12 @@ def _forward(layer, relu, save, input, states, weights, chosen):
     return (output, *final, *saved)
 
 
-def _arrivals(layer: Layer, chosen: Plan, input: Tensor) -> Tensor:
-    """The counters of GROUP's barriers, zero at first: one per batch tile and direction."""
-    count = triton.cdiv(layer.batch, chosen.config.block_b) * layer.directions if chosen.kind == "group" else 1
-    return torch.zeros(count, dtype=torch.int32, device=input.device)
+def _arrivals(layer: Layer, chosen: Plan, unused: Tensor) -> Tensor:
+    """The counters of GROUP's barriers, zero at first: one per batch tile and direction. `unused` for other kinds."""
+    if chosen.kind != "group":
+        return unused
+    count = triton.cdiv(layer.batch, chosen.config.block_b) * layer.directions
+    return torch.zeros(count, dtype=torch.int32, device=unused.device)
 
 
 def backward(
@@ -275,10 +285,10 @@ def _backward(layer, relu, grads, input, states, weights, output, saved, needs, 
     grad_gates = new(directions, layer.rows, planes * hidden_size)
     grad_projected = new(directions, layer.rows, layer.output_size) if layer.projected else grad_gates
     grad_final = [torch.empty_like(state) for state in states]
-    arguments = _arguments(layer, chosen, input, by_name) | dict(
+    arguments = _arguments(layer, chosen, input, by_name, grad_gates) | dict(
         grad_output=output if grad_output is None else grad_output, GRAD_OUTPUT=grad_output is not None, RELU=relu,
         grad_h_n=grad_states[0], output=output, hx=states[0], gates=saved[0] if saved else output,
-        grad_gates=grad_gates, grad_hx=grad_final[0], arrivals=_arrivals(layer, chosen, input),
+        grad_gates=grad_gates, grad_hx=grad_final[0], arrivals=_arrivals(layer, chosen, grad_gates),
     )  # fmt: skip
     step = chosen.kind == "step"
     if layer.cell == "gru":

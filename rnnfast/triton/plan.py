@@ -40,6 +40,9 @@ class Plan(NamedTuple):
 OLDEST = (8, 0)  # sm_80: bfloat16 and TF32 products, cp.async
 
 
+MOST_BATCH_TILES = 65_535  # CUDA's limit of the grid's second axis
+
+
 def pad(size: int) -> int:
     """The next power of two, and at least 32, the smallest that configs.py has."""
     return max(32, 1 << (size - 1).bit_length())
@@ -74,6 +77,9 @@ def candidates(
         found = ".".join(map(str, device.capability))
         reasons.append(f"the kernels need compute capability 8.0 or newer, {device.name} has {found}")
         return
+    if -(-batch // 16) > MOST_BATCH_TILES:
+        reasons.append(f"{batch} batch rows are more than the {16 * MOST_BATCH_TILES} of one launch")
+        return
     key = "lstm_projected" if output_size != hidden_size else cell, backward, products
     padded = pad(max(hidden_size, output_size))
 
@@ -86,7 +92,7 @@ def candidates(
 
     tiles = WHOLE_TILES.get(key, {}).get(padded)
     if not tiles:
-        reasons.append(f"whole: the weights of {padded} units (padded) do not fit into one program")
+        reasons.append(f"whole: there is no tile for {padded} units (padded)")
     for tile in tiles or ():
         if fits("whole", tile.shared):
             yield Plan("whole", Config(16, padded, pad(output_size), *tile), tuple(reasons))

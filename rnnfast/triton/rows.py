@@ -25,8 +25,8 @@ class Layer(NamedTuple):
     directions: int
     has_biases: bool
     ragged: int  # PADDED, LENGTHS or PACKED of common.py
-    lengths: Tensor  # [B] on the device; some tensor where PADDED
-    offsets: Tensor  # int64 [T], the first row of each step; some tensor where not PACKED
+    lengths: Tensor | None  # [B] on the device; None where PADDED
+    offsets: Tensor | None  # int64 [T], the first row of each step; None where not PACKED
 
     @property
     def projected(self) -> bool:
@@ -83,6 +83,8 @@ def layer_of(
     projected = each % 2 == 1
     output_size = hidden_size
     if projected:
+        narrow = weights[1].size(1) < hidden_size
+        _check(narrow, f"weight_hr: expected a proj_size below hidden_size {hidden_size}, got {weights[1].size(1)}")
         output_size = weights[1].size(1) if hx is None else hx.size(2)
     batch = hx.size(1) if packed else input.size(1)
     steps = batch_sizes.numel() if packed else input.size(0)
@@ -97,10 +99,10 @@ def layer_of(
         if state is not None:
             _check_tensor(name, state, (directions, batch, size), input)
 
-    ragged, row_lengths, offsets = PADDED, input, input
+    ragged, lengths_of_rows, offsets = PADDED, None, None
     if packed:
         ragged = PACKED
-        offsets, row_lengths = _packed_rows(batch_sizes, batch, input)
+        offsets, lengths_of_rows = _packed_rows(batch_sizes, batch, input)
     elif lengths is not None:
         _check(lengths.dtype in (torch.int32, torch.int64), f"lengths: expected int32 or int64, got {lengths.dtype}")
         _check(lengths.device == input.device, f"lengths: expected {input.device}, got {lengths.device}")
@@ -108,11 +110,11 @@ def layer_of(
         if lengths.device.type == "cpu" and batch:
             low, high = int(lengths.min()), int(lengths.max())
             _check(low >= 0 and high <= steps, f"lengths: expected values from 0 to {steps}, got {low} to {high}")
-        ragged, row_lengths = LENGTHS, lengths.contiguous()
+        ragged, lengths_of_rows = LENGTHS, lengths.contiguous()
     rows = input.size(0) if packed else steps * batch
     return Layer(
         cell, steps, batch, rows, input_size, hidden_size, output_size, directions, each >= 4,
-        ragged.value, row_lengths, offsets,
+        ragged.value, lengths_of_rows, offsets,
     )  # fmt: skip
 
 
@@ -130,6 +132,10 @@ def _packed_rows(batch_sizes: Tensor, batch: int, input: Tensor) -> tuple[Tensor
     lengths = (batch_sizes[:, None] > torch.arange(batch)).sum(0)
     both = torch.cat([ends - batch_sizes, lengths])
     if input.is_cuda:
+        captured = torch.cuda.is_current_stream_capturing()
+        _check(
+            not captured, "packed calls cannot be captured in a CUDA graph (batch_sizes are on the CPU): use lengths"
+        )
         both = both.pin_memory().to(input.device, non_blocking=True)
     return both[: len(sizes)], both[len(sizes) :]
 
@@ -162,18 +168,19 @@ def zero_padding(layer: Layer, rows: Tensor) -> Tensor:
 
 
 def previous_h(layer: Layer, output: Tensor, hx: Tensor, direction: int) -> Tensor:
-    """[rows, P]: the h that each row of one direction started from; in padding any finite value."""
+    """[rows, P]: the h that each row of one direction started from; zero in padding."""
     size = layer.output_size
     output = output.view(layer.rows, -1)[:, direction * size : (direction + 1) * size]
     if layer.ragged == PACKED.value:
         return torch.cat([output, hx]).index_select(0, _previous_row(layer, direction))
     if direction == 0:
-        return torch.cat([hx, output[: layer.rows - layer.batch]])
+        return zero_padding(layer, torch.cat([hx, output[: layer.rows - layer.batch]]))
+    later = torch.cat([output[layer.batch :], hx])
     if layer.ragged == PADDED.value:
-        return torch.cat([output[layer.batch :], hx])
-    later = torch.cat([output[layer.batch :], hx]).view(layer.steps, layer.batch, size)
+        return later
     last = torch.arange(layer.steps, device=output.device)[:, None] == layer.lengths - 1
-    return torch.where(last[..., None], hx, later).view(layer.rows, size)
+    later = torch.where(last[..., None], hx, later.view(layer.steps, layer.batch, size))
+    return zero_padding(layer, later.view(layer.rows, size))
 
 
 def _previous_row(layer: Layer, direction: int) -> Tensor:
