@@ -60,8 +60,10 @@ struct CellTile {
   }
 };
 
-template <Product product, Cell cell, int kHidden, int kUnits, int kCtas>
+template <Product product, Cell cell, int kHidden>
 struct ClusterForward {
+  static constexpr int kUnits = cluster_tile(product, cell, kHidden).units;
+  static constexpr int kCtas = cluster_tile(product, cell, kHidden).ctas;
   using Element = ElementOf<product>;
   using Maths = CellMath<ForwardMath<Element>>;
   using Cells = CellTile<kUnits>;
@@ -136,16 +138,17 @@ RNNFAST_DEVICE void store_element(unsigned char* to, int part_bytes, float value
   }
 }
 
-template <Product product, Cell cell, int kHidden, int kUnits, int kCtas>
-__global__ void __launch_bounds__(ClusterForward<product, cell, kHidden, kUnits, kCtas>::kThreads, 1)
+template <Product product, Cell cell, int kHidden>
+__global__ void __launch_bounds__(ClusterForward<product, cell, kHidden>::kThreads, 1)
     cluster_forward(const __grid_constant__ ForwardLayer<ElementOf<product>> layer) {
-  using Plan = ClusterForward<product, cell, kHidden, kUnits, kCtas>;
+  using Plan = ClusterForward<product, cell, kHidden>;
   using Element = typename Plan::Element;
   using State = typename Plan::State;
   using Cells = typename Plan::Cells;
   using Gates = typename Plan::Gates;
   using Piece = typename Plan::Piece;
   constexpr int kGates = Plan::kGates, kCells = Cells::kCells, kStages = Plan::kStages;
+  constexpr int kUnits = Plan::kUnits, kCtas = Plan::kCtas;
   unsigned char* const shared = shared_memory();
   const Lane lane;
   const int lane_number = int(threadIdx.x) % kLanes;
