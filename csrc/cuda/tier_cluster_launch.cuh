@@ -1,6 +1,7 @@
 // Launches of tier cluster: which of the compiled kernels serves a shape. Included by inst_cluster_*.cu only.
 #pragma once
 
+#include "tier_cluster_bwd.cuh"
 #include "tier_cluster_fwd.cuh"
 
 namespace rnnfast::cuda {
@@ -42,10 +43,27 @@ ClusterResources cluster_forward_resources(const Shape& shape) {
 }
 
 template <Product product>
+ClusterResources cluster_backward_resources(const Shape& shape) {
+  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
+    using Plan = ClusterBackward<product, cell, kHidden>;
+    return ClusterResources{Plan::kThreads, Plan::kSharedBytes};
+  });
+}
+
+template <Product product>
 cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
   return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
     using Plan = ClusterForward<product, cell, kHidden>;
     return launch(cluster_forward<product, cell, kHidden>, cluster_grid(layer, Plan::kCtas), dim3(Plan::kThreads),
+                  Plan::kCtas, false, Plan::kSharedBytes, stream, layer);
+  });
+}
+
+template <Product product>
+cudaError_t launch_cluster_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
+  return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
+    using Plan = ClusterBackward<product, cell, kHidden>;
+    return launch(cluster_backward<product, cell, kHidden>, cluster_grid(layer, Plan::kCtas), dim3(Plan::kThreads),
                   Plan::kCtas, false, Plan::kSharedBytes, stream, layer);
   });
 }

@@ -1,0 +1,9 @@
+// Tier cluster, backward, Product::kExact: kernels of all cells and sizes.
+#include "tier_cluster_launch.cuh"
+
+namespace rnnfast::cuda {
+
+template ClusterResources cluster_backward_resources<Product::kExact>(const Shape&);
+template cudaError_t launch_cluster_backward<Product::kExact>(const BackwardLayer<ElementOf<Product::kExact>>&, cudaStream_t);
+
+}  // namespace rnnfast::cuda
