@@ -1,6 +1,7 @@
 """A layer whose recurrence a kernel of csrc/cuda computes in the emulator; torch does the products before and after.
 
-`Kernels` calls the C entry points of one tier (tests/emulator/run_*.h); `forward()` has the form that harness.run wants.
+`Kernels` calls the C entry points of one tier (tests/emulator/run_*.h); `forward()` has the form that harness.run
+wants.
 """
 
 from __future__ import annotations

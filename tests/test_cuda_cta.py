@@ -143,6 +143,13 @@ def test_nan_stays_in_its_sequence(kernels, kind):
         assert torch.equal(value[:, rest], poisoned[name][:, rest]), name
 
 
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_too_large(kernels, product):
+    case = make_case(product, "lstm", largest_hidden(product, "lstm") + 1, B=1, T=1)
+    with pytest.raises(AssertionError, match="invalid configuration"):
+        Emulated(kernels, product, case, Data(case), make_module(torch.nn, case))
+
+
 @pytest.mark.parametrize("shape", [(0, 40, 40), (1, 33, 33), (2, 33, 33), (2, 40, 17)], ids=str)
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitized(sanitizer, shape):

@@ -34,6 +34,15 @@ inline dim3 cluster_grid(const Shape& shape, int ctas) {
   return {unsigned((shape.batch + kColumns - 1) / kColumns * ctas), unsigned(shape.directions)};
 }
 
+// Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
+template <Product product, class Plan, class Layer>
+cudaError_t launch_cluster(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
+  if (layer.hidden_size > cluster_largest_hidden(product) || is_projected(layer)) return cudaErrorInvalidConfiguration;
+  if (layer.batch == 0) return cudaSuccess;
+  return launch(kernel, cluster_grid(layer, Plan::kCtas), dim3(Plan::kThreads), Plan::kCtas, false, Plan::kSharedBytes,
+                stream, layer);
+}
+
 template <Product product>
 ClusterResources cluster_forward_resources(const Shape& shape) {
   return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
@@ -53,18 +62,16 @@ ClusterResources cluster_backward_resources(const Shape& shape) {
 template <Product product>
 cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
   return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
-    using Plan = ClusterForward<product, cell, kHidden>;
-    return launch(cluster_forward<product, cell, kHidden>, cluster_grid(layer, Plan::kCtas), dim3(Plan::kThreads),
-                  Plan::kCtas, false, Plan::kSharedBytes, stream, layer);
+    return launch_cluster<product, ClusterForward<product, cell, kHidden>>(cluster_forward<product, cell, kHidden>, layer,
+                                                                       stream);
   });
 }
 
 template <Product product>
 cudaError_t launch_cluster_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
   return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
-    using Plan = ClusterBackward<product, cell, kHidden>;
-    return launch(cluster_backward<product, cell, kHidden>, cluster_grid(layer, Plan::kCtas), dim3(Plan::kThreads),
-                  Plan::kCtas, false, Plan::kSharedBytes, stream, layer);
+    return launch_cluster<product, ClusterBackward<product, cell, kHidden>>(cluster_backward<product, cell, kHidden>, layer,
+                                                                       stream);
   });
 }
 

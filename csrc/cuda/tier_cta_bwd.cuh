@@ -39,8 +39,9 @@ struct CtaBackward {
   static_assert(!kProjected || (cell == Cell::kLstm && kBlocks == 1));
 
   using GateGrads = Operand<product, kGates * kHidden>;
-  // Exact products and 4 gates need 48 registers more beside the weights: sums, and high and low parts of gradients.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && cell != Cell::kRnn ? 48 : 0);
+  // What needs registers beside the weights: exact products (sums, high and low parts of gradients), a projection.
+  static constexpr int kExactRegisters = Arithmetic<product>::kParts == 2 && cell != Cell::kRnn ? 48 : 0;
+  static constexpr int kBudget = kWeightBudget - max_of(kExactRegisters, kProjected ? 16 : 0);
   using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps, kBudget>;
   using ProjectedGrads = Operand<product, kHidden>;
   using Projection = WeightTiles<product, 1, kHidden, kWarps, 0>;

@@ -36,8 +36,8 @@ struct CtaForward {
 
   using State = Operand<product, kHidden>;
   using Gates = RowStream<Element, kGates, kHidden, kThreads>;
-  // Exact products of 4 gates need 32 registers more beside the weights, for more sums.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kGates == 4 ? 32 : 0);
+  // Exact products of 4 gates need 48 registers more beside the weights, for more sums.
+  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kGates == 4 ? 48 : 0);
   using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps, kBudget>;
   static constexpr int kProjectionBudget = max_of(kBudget - Recurrent::kWords, 0);  // what W_hh leaves
   using Projection = WeightTiles<product, 1, kHidden, kWarps, kProjectionBudget>;
