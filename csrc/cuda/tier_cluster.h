@@ -1,5 +1,5 @@
-// Tier cluster: the whole recurrence of a batch tile (8 sequences) and one direction in one cluster of CTAs, each with a
-// slice of the units. For hosts; torch-free.
+// Tier cluster: the whole recurrence of a batch tile (8 sequences) and one direction in one cluster of CTAs, each with
+// a slice of the units. For hosts; torch-free.
 #pragma once
 
 #include "product.cuh"
@@ -8,9 +8,9 @@ namespace rnnfast::cuda {
 
 // The kernel that serves a shape.
 struct ClusterTile {
-  int hidden;         // the padded H
-  int units;          // of a warp, in forward: 16, 8 or 4, with all their gates
-  int ctas;           // of a cluster; over 8 is more than every device with clusters has to offer
+  int hidden;          // the padded H
+  int units;           // of a warp, in forward: 16, 8 or 4, with all their gates
+  int ctas;            // of a cluster; over 8 is more than every device with clusters has to offer
   int backward_warps;  // of a CTA
 };
 

@@ -12,7 +12,8 @@
 //             Parts are float: that is half the traffic of gathering 16-bit gate gradients of LSTM, a quarter of float.
 // Buffers     Two of parts and of gate gradients. Parts for step + 2 lie where those of step were: they are sent by who
 //             has all parts for step + 1, so after this CTA's barrier in step, before which all its warps read those of
-//             step. The barrier in step + 1 is likewise between the reads of gate gradients in step and the next writes.
+//             step. The barrier in step + 1 is likewise between the reads of gate gradients in step and the next
+//             writes.
 // Exit        A CTA ends after it has received the last parts, of grad_hx; nothing more is under way to it.
 // Stored      grad_gates (planes as in csrc/common/cell.h): gradients of weights, biases and x are products afterwards.
 // c and h'    As in tier_cta_bwd.cuh: the ring brings them from the row that comes next.
@@ -187,8 +188,7 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThre
       if constexpr (cell == Cell::kRnn)
         state_stream.fetch(states, row, t < state_length);
       else
-        state_stream.fetch(states, row_of(step + 1),
-                           step + 1 < tile.steps && tile.time(step + 1, true) < state_length);
+        state_stream.fetch(states, row_of(step + 1), step + 1 < tile.steps && tile.time(step + 1, true) < state_length);
     }
     copy_commit();
   };

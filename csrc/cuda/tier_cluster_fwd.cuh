@@ -7,10 +7,12 @@
 //             of mma for the whole sequence. Tiles have 16 rows: 16 units of one gate, 8 of two, or 4 of four (see
 //             CellTile). c and h of a cell lie in the lane that computes it (float). All units' h lie in every CTA's
 //             shared memory as the b operand, double-buffered.
-// One step    h has arrived (mbarrier) | sum = W_hh h (mma), cell | the warp's new h to the other buffer of every CTA by
+// One step    h has arrived (mbarrier) | sum = W_hh h (mma), cell | the warp's new h to the other buffer of every CTA
+// by
 //             store_async, which tells that CTA's mbarrier how many bytes came | results to global memory while h is
 //             under way. gates_x come by cp.async, kStages - 1 steps ahead, each warp for itself.
-// No barrier  of cluster or block in the loop. A warp sends h of step + 1 after it has read h of step, and nobody can send
+// No barrier  of cluster or block in the loop. A warp sends h of step + 1 after it has read h of step, and nobody can
+// send
 //             h of step + 2, which overwrites that, before h of step + 1 is complete, from all warps of all CTAs. For
 //             the same reason no mbarrier is a phase ahead of a warp that waits for it.
 // Exit        The last step sends nothing, so nothing is under way to a CTA that has ended.
@@ -80,7 +82,8 @@ struct ClusterForward {
   // Exact products of 4 cells per lane need 16 registers more beside the weights.
   static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kUnits == 16 ? 16 : 0);
   using Recurrent = WeightTiles<product, kTiles, kHidden, kWarps, kBudget>;
-  // Weights pass through shared memory a part of the depth at a time: the whole would not fit beside what is kept there.
+  // Weights pass through shared memory a part of the depth at a time: the whole would not fit beside what is kept
+  // there.
   static constexpr int kPartChunks = Recurrent::kChunks % 4 ? 2 : 4;
   static constexpr int kPart = kPartChunks * kChunkBytes / int(sizeof(Element));
   using Stage = RowStage<product, kPart>;
@@ -204,12 +207,12 @@ __global__ void __launch_bounds__(ClusterForward<product, cell, kHidden>::kThrea
     const int number = lane_number + i * kLanes, at = number % Plan::kPieces * int(sizeof(Piece));
     const int part = at / Plan::kOutgoingPartBytes, column = at % Plan::kOutgoingPartBytes / Plan::kRunBytes;
     peers[i] = map_to_rank(shared, unsigned(min(number / Plan::kPieces, kCtas - 1)));
-    targets[i] = part * State::kPartBytes +
-                 State::offset(column, first_unit + at % Plan::kRunBytes / int(sizeof(Element)));
+    targets[i] =
+        part * State::kPartBytes + State::offset(column, first_unit + at % Plan::kRunBytes / int(sizeof(Element)));
   }
 
-  const Gates stream(layer.gates_x + first_row * kGates * H + first_unit, kGates * H, max(min(kUnits, H - first_unit), 0),
-                     H);
+  const Gates stream(layer.gates_x + first_row * kGates * H + first_unit, kGates * H,
+                     max(min(kUnits, H - first_unit), 0), H);
   const int stream_length = tile.length(Gates::column());
   const auto stage_of = [&](int step) {
     return shared + Plan::kRing + (lane.warp * kStages + step % kStages) * Gates::kStageBytes;
@@ -234,8 +237,7 @@ __global__ void __launch_bounds__(ClusterForward<product, cell, kHidden>::kThrea
 #pragma unroll
     for (int i = 0; i < kCells; ++i)
 #pragma unroll
-      for (int m = 0; m < kGates; ++m)
-        x[i][m] = Gates::read_one(stage_of(step), columns[i], m, Cells::unit(lane, i));
+      for (int m = 0; m < kGates; ++m) x[i][m] = Gates::read_one(stage_of(step), columns[i], m, Cells::unit(lane, i));
     fetch(step + kStages - 1);  // into the stage that the step before has read
     if (step > 0) {
       barrier_wait(barriers + buffer, (step - 1) / 2 % 2);

@@ -62,16 +62,16 @@ ClusterResources cluster_backward_resources(const Shape& shape) {
 template <Product product>
 cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
   return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
-    return launch_cluster<product, ClusterForward<product, cell, kHidden>>(cluster_forward<product, cell, kHidden>, layer,
-                                                                       stream);
+    return launch_cluster<product, ClusterForward<product, cell, kHidden>>(cluster_forward<product, cell, kHidden>,
+                                                                           layer, stream);
   });
 }
 
 template <Product product>
 cudaError_t launch_cluster_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
   return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
-    return launch_cluster<product, ClusterBackward<product, cell, kHidden>>(cluster_backward<product, cell, kHidden>, layer,
-                                                                       stream);
+    return launch_cluster<product, ClusterBackward<product, cell, kHidden>>(cluster_backward<product, cell, kHidden>,
+                                                                            layer, stream);
   });
 }
 
