@@ -79,8 +79,8 @@ struct ClusterForward {
 
   using State = Operand<product, kHidden>;
   using Gates = RowStream<Element, kGates, kUnits, kLanes>;  // a warp's own
-  // Exact products of 4 cells per lane need 16 registers more beside the weights.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kUnits == 16 ? 16 : 0);
+  // Exact products of 4 cells per lane need 32 registers more beside the weights.
+  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kUnits == 16 ? 32 : 0);
   using Recurrent = WeightTiles<product, kTiles, kHidden, kWarps, kBudget>;
   // Weights pass through shared memory a part of the depth at a time: the whole would not fit beside what is kept
   // there.
