@@ -113,6 +113,15 @@ def test_refused(kernels, H, P):
         kernels.call("forward", "bf16", [2, 0, H, P, 1, 1, 1, 1], [None] * 16)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_fits(kernels, product, backward):
+    for cell in (0, 1, 2):
+        for H in padded_sizes(product, "rnn" if cell == 0 else "lstm"):
+            sizes = (ctypes.c_int64 * 8)(cell, 0, H, H, 1, 1, 1, 1)
+            assert kernels.library.rnnfast_cluster_fits(cuda_layer.PRODUCTS[product], sizes, int(backward)) == 1
+
+
 @pytest.mark.parametrize("shape", [(0, 33, 33), (1, 33, 33), (2, 100, 100)], ids=str)
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitized(sanitizer, shape):

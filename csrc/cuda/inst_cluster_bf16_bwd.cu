@@ -4,6 +4,7 @@
 namespace rnnfast::cuda {
 
 template ClusterResources cluster_backward_resources<Product::kBfloat16>(const Shape&);
+template cudaError_t cluster_backward_fits<Product::kBfloat16>(const Shape&, bool*);
 template cudaError_t launch_cluster_backward<Product::kBfloat16>(const BackwardLayer<ElementOf<Product::kBfloat16>>&,
                                                                  cudaStream_t);
 

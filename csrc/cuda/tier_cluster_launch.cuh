@@ -34,6 +34,14 @@ inline dim3 cluster_grid(const Shape& shape, int ctas) {
   return {unsigned((shape.batch + kColumns - 1) / kColumns * ctas), unsigned(shape.directions)};
 }
 
+template <class Plan, class Layer>
+cudaError_t cluster_fits(void (*kernel)(Layer), bool* fits) {
+  unsigned blocks = 0;
+  const cudaError_t error = resident_blocks(kernel, dim3(Plan::kThreads), Plan::kCtas, Plan::kSharedBytes, &blocks);
+  *fits = blocks >= unsigned(Plan::kCtas);
+  return error;
+}
+
 // Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
 template <Product product, class Plan, class Layer>
 cudaError_t launch_cluster(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
@@ -60,10 +68,24 @@ ClusterResources cluster_backward_resources(const Shape& shape) {
 }
 
 template <Product product>
+cudaError_t cluster_forward_fits(const Shape& shape, bool* fits) {
+  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
+    return cluster_fits<ClusterForward<product, cell, kHidden>>(cluster_forward<product, cell, kHidden>, fits);
+  });
+}
+
+template <Product product>
 cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
   return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
     return launch_cluster<product, ClusterForward<product, cell, kHidden>>(cluster_forward<product, cell, kHidden>,
                                                                            layer, stream);
+  });
+}
+
+template <Product product>
+cudaError_t cluster_backward_fits(const Shape& shape, bool* fits) {
+  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
+    return cluster_fits<ClusterBackward<product, cell, kHidden>>(cluster_backward<product, cell, kHidden>, fits);
   });
 }
 

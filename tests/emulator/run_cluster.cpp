@@ -30,4 +30,14 @@ void rnnfast_cluster_resources(int product, const int64_t* sizes, int is_backwar
   *shared_bytes = resources.shared_bytes;
 }
 
+int rnnfast_cluster_fits(int product, const int64_t* sizes, int is_backward) {
+  void* const no_rows[2] = {};
+  const Shape shape = shape_of(sizes, no_rows);
+  bool fits = false;
+  const cudaError_t error = with_product(product, [&]<Product kProduct>() {
+    return is_backward ? cluster_backward_fits<kProduct>(shape, &fits) : cluster_forward_fits<kProduct>(shape, &fits);
+  });
+  return error == cudaSuccess ? fits : -1;
+}
+
 void rnnfast_cluster_seed(uint64_t seed) { rnnfast::emulator::configure({.seed = seed}); }
