@@ -95,19 +95,25 @@ struct RowStream {
   static_assert(kThreads % kGroup == 0 && kGroups % kColumns == 0);
 
   const unsigned char* source;  // this thread's first piece in row 0 of the tile
-  int row_bytes, width_bytes, piece;
+  int row_bytes, width_bytes, plane_bytes, piece;
 
   // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
-  RNNFAST_DEVICE RowStream(const Element* rows, int row_size, int width)
+  RNNFAST_DEVICE RowStream(const Element* rows, int row_size, int width) : RowStream(rows, row_size, width, width) {}
+  // The same of planes that are `plane_size` apart.
+  RNNFAST_DEVICE RowStream(const Element* rows, int row_size, int width, int plane_size)
       : row_bytes(row_size * int(sizeof(Element))),
         width_bytes(width * int(sizeof(Element))),
-        piece(piece_bytes(rows, row_bytes | width_bytes)) {
+        plane_bytes(plane_size * int(sizeof(Element))),
+        piece(piece_bytes(rows, row_bytes | width_bytes | plane_bytes)) {
     source = reinterpret_cast<const unsigned char*>(rows) + column() * int64_t(row_bytes) +
-             first_plane() * width_bytes + member() * piece;
+             first_plane() * plane_bytes + member() * piece;
   }
 
   static RNNFAST_DEVICE int column() { return int(threadIdx.x) / kGroup % kColumns; }
-  static RNNFAST_DEVICE int first_plane() { return int(threadIdx.x) / kGroup / kColumns; }
+  // A stream of 32 threads may be each warp's own.
+  static RNNFAST_DEVICE int first_plane() {
+    return (kThreads == kLanes ? int(threadIdx.x) % kLanes : int(threadIdx.x)) / kGroup / kColumns;
+  }
   static RNNFAST_DEVICE int member() { return int(threadIdx.x) % kGroup; }
 
   // Begins to copy this thread's part of column column(): `row` is that of the tile's first sequence.
@@ -123,11 +129,11 @@ struct RowStream {
     if (piece == kPieceBytes) [[likely]] {
 #pragma unroll
       for (int plane = 0; plane < kPlanes; plane += kPlaneStep)
-        copy_wide<kGroup, kPlaneBytes>(to + plane * kPlaneBytes, from + plane * width_bytes, part(plane));
+        copy_wide<kGroup, kPlaneBytes>(to + plane * kPlaneBytes, from + plane * plane_bytes, part(plane));
     } else {
 #pragma unroll 1
       for (int plane = 0; plane < kPlanes; plane += kPlaneStep)
-        copy_narrow<kGroup>(to + plane * kPlaneBytes, from + plane * width_bytes, part(plane), piece);
+        copy_narrow<kGroup>(to + plane * kPlaneBytes, from + plane * plane_bytes, part(plane), piece);
     }
   }
 
@@ -140,6 +146,9 @@ struct RowStream {
       *reinterpret_cast<float2*>(to) = pair;
   }
 
+  static RNNFAST_DEVICE float read_one(const unsigned char* stage, int column, int plane, int unit) {
+    return to_float(reinterpret_cast<const Element*>(stage + column * kColumnBytes + plane * kPlaneBytes)[unit]);
+  }
   // Units unit and unit + 1 (unit even) of a plane.
   static RNNFAST_DEVICE float2 read(const unsigned char* stage, int column, int plane, int unit) {
     return load_shared_pair<Element>(stage + column * kColumnBytes + plane * kPlaneBytes + unit * int(sizeof(Element)));

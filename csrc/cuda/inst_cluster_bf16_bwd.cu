@@ -1,0 +1,11 @@
+// Tier cluster, backward, Product::kBfloat16: kernels of all cells and sizes.
+#include "tier_cluster_launch.cuh"
+
+namespace rnnfast::cuda {
+
+template ClusterResources cluster_backward_resources<Product::kBfloat16>(const Shape&);
+template cudaError_t cluster_backward_fits<Product::kBfloat16>(const Shape&, bool*);
+template cudaError_t launch_cluster_backward<Product::kBfloat16>(const BackwardLayer<ElementOf<Product::kBfloat16>>&,
+                                                                 cudaStream_t);
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,36 @@
+// sanitize_cluster CELL H P T B ROWS SEED: forward and backward of tier cluster once, RNN in exact float and the others
+// in bfloat16, on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds of it
+// can run; it computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed".
+#include "cuda/tier_cluster_launch.cuh"
+#include "sanitize_layer.h"
+
+namespace {
+
+using namespace rnnfast::cuda;
+using rnnfast::Cell;
+
+template <Product product, Cell cell>
+void run(const Shape& shape, const Rows& rows) {
+  constexpr int kHidden = cluster_tile(product, cell, 1).hidden;  // one size serves all: fewer kernels to build
+  using Forward = ClusterForward<product, cell, kHidden>;
+  using Backward = ClusterBackward<product, cell, kHidden>;
+  run_layer<product>(
+      shape, rows,
+      [](const auto& layer) {
+        return launch_cluster<product, Forward>(cluster_forward<product, cell, kHidden>, layer, nullptr);
+      },
+      [](const auto& layer) {
+        return launch_cluster<product, Backward>(cluster_backward<product, cell, kHidden>, layer, nullptr);
+      });
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  return sanitize(count, words, [](Shape shape, const Rows& rows) {
+    shape.directions = 1;  // clusters of two directions share nothing
+    if (shape.cell == Cell::kRnn) return run<Product::kExact, Cell::kRnn>(shape, rows);
+    shape.cell == Cell::kGru ? run<Product::kBfloat16, Cell::kGru>(shape, rows)
+                             : run<Product::kBfloat16, Cell::kLstm>(shape, rows);
+  });
+}

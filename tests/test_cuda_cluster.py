@@ -1,0 +1,166 @@
+"""Tier cluster of csrc/cuda in the emulator: the kernels' own source against the float64 oracle, by the parity rule."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+from pathlib import Path
+
+import cuda_layer
+import cuda_resources
+import pytest
+import torch
+from emulator import build as emulator_build
+from harness import Data, make_module
+from test_cuda_cta import Emulated, check, make_case
+
+ROOT = Path(__file__).parent.parent
+EMULATOR = ROOT / "tests" / "emulator"
+PRODUCTS = tuple(cuda_layer.PRODUCTS)
+KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+RAGGED = (None, "lengths", "sorted", "unsorted")
+
+
+def padded_sizes(product: str, kind: str) -> tuple[int, ...]:
+    """What cluster_tile of csrc/cuda/tier_cluster.h pads H to."""
+    if product in ("bf16", "f16"):
+        return (384, 512) if kind.startswith("rnn") else (192, 256, 384, 512)
+    return (192, 256) if kind.startswith("rnn") else (128, 192, 256)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> cuda_layer.Kernels:
+    sources = [EMULATOR / "run_cluster.cpp", *sorted((ROOT / "csrc" / "cuda").glob("inst_cluster_*.cu"))]
+    return cuda_layer.Kernels(str(emulator_build.build(sources, shared=True)), "cluster")
+
+
+def sizes():
+    """Sizes of every kernel, with the other properties in turn; their counts share no factor with each other's."""
+    turns = zip(
+        itertools.cycle((3, 1, 9)),  # B
+        itertools.cycle((4, 3, 3, 1, 2)),  # T
+        itertools.cycle((True, False)),  # bidirectional
+        itertools.cycle(RAGGED + (None, "lengths", "sorted")),
+        itertools.cycle((True,) * 7 + (False,) * 4),  # hx
+        itertools.cycle((False,) * 7 + (True,) * 6),  # misaligned
+        strict=False,
+    )
+    for product, kind in itertools.product(PRODUCTS, KINDS):
+        both = product in ("bf16", "exact")  # float16 and TF32 differ from those in an instruction
+        for H in (5, 100, 130, 192, 200, 256, 300, 511) if both else (130, 255, 400):
+            if H <= padded_sizes(product, kind)[-1]:
+                B, T, bidirectional, ragged, hx, misaligned = next(turns)
+                if H >= 200:
+                    B, T, bidirectional = min(B, 3), min(T, 3), False
+                options = {"B": B, "T": T, "bidirectional": bidirectional, "ragged": ragged, "hx": hx}
+                yield product, kind, H, options, misaligned
+
+
+@pytest.mark.parametrize(
+    ("product", "kind", "H", "options", "misaligned"),
+    [pytest.param(*case, id="-".join(map(str, case[:3]))) for case in sizes()],
+)
+def test_sizes(kernels, product, kind, H, options, misaligned):
+    check(kernels, product, make_case(product, kind, H, **options), misaligned=misaligned, in_place=H % 4 == 0)
+
+
+@pytest.mark.parametrize("ragged", RAGGED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows(kernels, kind, ragged):
+    """Both directions, more than one batch tile, every form of rows; with and without initial states."""
+    for seed, product, hx in ((1, "bf16", True), (2, "tf32", False)):
+        case = make_case(product, kind, 20, T=4, B=10, bidirectional=True, ragged=ragged, hx=hx, seed=seed)
+        check(kernels, product, case, seed=seed)
+
+
+@pytest.mark.parametrize("loss", [("output",), ("h_n",)])
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_missing_gradients(kernels, kind, loss):
+    check(kernels, "bf16", make_case("bf16", kind, 20, T=3, B=3, loss=loss))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("product", ["bf16", "exact"])
+def test_repeats_bit_for_bit(kernels, product, kind):
+    """Whatever the order of warps and arrivals, the alignment, and where gates are saved."""
+    case = make_case(product, kind, 130, T=3, B=3, ragged="unsorted")
+    data, stock = Data(case), make_module(torch.nn, case)
+    variants = ({"seed": 1}, {"seed": 2}, {"seed": 3, "misaligned": True}, {"seed": 4, "in_place": False})
+    first, *others = (Emulated(kernels, product, case, data, stock, **options).results for options in variants)
+    for other in others:
+        for name, value in first.items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_stays_in_its_sequence(kernels, kind):
+    case = make_case("bf16", kind, 130, T=3, B=9)
+    data, stock = Data(case), make_module(torch.nn, case)
+    clean = Emulated(kernels, "bf16", case, data, stock).inferred
+    data.input[1, 4] = torch.nan
+    poisoned = Emulated(kernels, "bf16", case, data, stock).inferred
+    rest = torch.arange(9) != 4
+    assert poisoned["output"][1:, 4].isnan().all()
+    for name, value in clean.items():
+        assert torch.equal(value[:, rest], poisoned[name][:, rest]), name
+
+
+@pytest.mark.parametrize(("H", "P"), [(513, 513), (130, 129)])
+def test_refused(kernels, H, P):
+    """By the launch, before it looks at any pointer."""
+    with pytest.raises(AssertionError, match="invalid"):
+        kernels.call("forward", "bf16", [2, 0, H, P, 1, 1, 1, 1], [None] * 16)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_fits(kernels, product, backward):
+    for cell in (0, 1, 2):
+        for H in padded_sizes(product, "rnn" if cell == 0 else "lstm"):
+            sizes = (ctypes.c_int64 * 8)(cell, 0, H, H, 1, 1, 1, 1)
+            assert kernels.library.rnnfast_cluster_fits(cuda_layer.PRODUCTS[product], sizes, int(backward)) == 1
+
+
+@pytest.mark.parametrize("shape", [(0, 33, 33), (1, 33, 33), (2, 100, 100)], ids=str)
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitized(sanitizer, shape):
+    """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
+    program = emulator_build.build([EMULATOR / "sanitize_cluster.cpp"], sanitizer=sanitizer)
+    for rows, seed in (("dense", 1), ("padded", 2), ("packed", 3)):
+        result = emulator_build.run(program, *shape, 3, 3, rows, seed)
+        assert result.returncode == 0 and not result.stderr, result.stderr
+
+
+def resources(kernels, product: str, kind: str, H: int, backward: bool) -> tuple[int, int]:
+    """Threads and bytes of dynamic shared memory of the kernel that serves H."""
+    threads, shared_bytes = ctypes.c_int(), ctypes.c_int()
+    sizes = (ctypes.c_int64 * 8)(cuda_layer.CELLS[kind], 0, H, H, 1, 1, 1, 1)
+    kernels.library.rnnfast_cluster_resources(
+        cuda_layer.PRODUCTS[product], sizes, int(backward), ctypes.byref(threads), ctypes.byref(shared_bytes)
+    )
+    return threads.value, shared_bytes.value
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_100a"])
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_resources(kernels, product, direction, arch):
+    """Every kernel fits an SM: no spills, registers for all its threads, shared memory that the architecture has."""
+    source = ROOT / "csrc" / "cuda" / f"inst_cluster_{product}_{direction}.cu"
+    found = cuda_resources.compile_kernels(source, arch)
+    backward, expected = direction == "bwd", set()
+    name = "cluster_backward" if backward else "cluster_forward"
+    for kind in ("rnn_tanh", "gru", "lstm"):
+        for H in padded_sizes(product, kind):
+            product_number, cell_number = cuda_layer.PRODUCTS[product], cuda_layer.CELLS[kind]
+            arguments = f"(rnnfast::cuda::Product){product_number}, (rnnfast::Cell){cell_number}, {H}"
+            kernel = next(k for k in found if f"{name}<{arguments}>" in k.kernel)
+            expected.add(kernel)
+            threads, shared_bytes = resources(kernels, product, kind, H, backward)
+            print(arch, name, product, kind, H, threads, kernel.registers, shared_bytes)
+            assert kernel.spilled_bytes == 0, kernel
+            assert kernel.registers * threads <= cuda_resources.REGISTER_FILE, kernel
+            assert kernel.shared_bytes + shared_bytes <= cuda_resources.SHARED_BYTES[arch], (kernel, shared_bytes)
+    assert set(found) == expected
