@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import re
 import shutil
 from pathlib import Path
 
@@ -104,3 +103,85 @@ def test_refuses_a_small_device(kernels):
             Emulated(kernels, "bf16", case, Data(case), make_module(torch.nn, case))
     finally:
         kernels.library.rnnfast_group_device(RESIDENT_BLOCKS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_nan_is_a_value(kernels, product, kind):
+    """The bits that say "not there yet" are a NaN, and a NaN with those bits reaches the other units like a number."""
+    case = make_case(product, kind, 40, T=3, B=2)
+    dtype = cuda_layer.DTYPES[product]
+    parameters = {name: p.detach().to(dtype) for name, p in make_module(torch.nn, case).named_parameters()}
+    h = torch.zeros(1, 2, 40, dtype=dtype)
+    h[0, 1] = torch.full((40,), -1, dtype=torch.int16 if dtype.itemsize == 2 else torch.int32).view(dtype)
+    c = torch.zeros_like(h)
+    options = {"misaligned": False, "in_place": True}
+    run = cuda_layer.forward(kernels, product, case, None, parameters, **options)
+    with torch.no_grad():
+        output = run(torch.zeros(3, 2, case.I, dtype=dtype), (h, c) if kind == "lstm" else h)[0]
+    assert output[:, 1].isnan().all() and output[:, 0].isfinite().all()
+
+
+def sanitize(sanitizer: str | None, kind: str, rows: str, seed: int, members: str = "all"):
+    program = emulator_build.build([EMULATOR / "sanitize_group.cpp"], sanitizer=sanitizer)
+    return emulator_build.run(program, cuda_layer.CELLS[kind], 40, 3, 3, rows, seed, members)
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_sanitizers(sanitizer, kind):
+    for rows, seed in (("dense", 1), ("padded", 2), ("packed", 3)):
+        result = sanitize(sanitizer, kind, rows, seed)
+        assert result.returncode == 0 and not result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("members", ["forward", "backward"])
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_missing_member_is_an_error(kind, members):
+    """A CTA that never runs ends the launch: the others do not wait for ever."""
+    result = sanitize(None, kind, "dense", 1, members)
+    assert result.returncode == 1 and "spin budget exceeded" in result.stderr, result.stderr
+
+
+TOO_LARGE: set[tuple[str, str]] = set()
+
+
+def resources(kernels, product: str, kind: str, H: int, backward: bool) -> list[int]:
+    """Threads and bytes of shared memory of a CTA, CTAs of a group, bytes of the exchange: of one sequence and step."""
+    sizes = (ctypes.c_int64 * 8)(cuda_layer.CELLS[kind], 0, H, H, 1, 1, 1, 1)
+    result = (ctypes.c_int64 * 4)()
+    kernels.library.rnnfast_group_resources(cuda_layer.PRODUCTS[product], sizes, int(backward), result)
+    return list(result)
+
+
+def kernel_sizes(product: str) -> list[int]:
+    """Padded sizes of the shipped kernels; the last one is group_largest_hidden of csrc/cuda/tier_group.h."""
+    largest = {"bf16": 2048, "f16": 2048, "tf32": 1024, "exact": 512}[product]
+    return [H for H in (256, 512, 768, 1024, 1536, 2048) if H <= largest]
+
+
+def kernel_name(product: str, kind: str, H: int, backward: bool) -> str:
+    arguments = f"(rnnfast::cuda::Product){cuda_layer.PRODUCTS[product]}, (rnnfast::Cell){cuda_layer.CELLS[kind]}"
+    return f"{'group_backward' if backward else 'group_forward'}<{arguments}, {H}, 8>"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_resources(kernels, product, direction, arch):
+    """Every kernel fits an SM: no spills, registers for all its threads, shared memory that the architecture has."""
+    source = ROOT / "csrc" / "cuda" / f"inst_group_{product}_{direction}.cu"
+    found = {k.kernel: k for k in cuda_resources.compile_kernels(source, arch)}
+    expected = {name for name in found if "clear_exchange" in name}
+    for kind, H in itertools.product(("rnn_tanh", "gru", "lstm"), kernel_sizes(product)):
+        name = kernel_name(product, kind, H, direction == "bwd")
+        (full_name,) = (k for k in found if name in k)
+        kernel = found[full_name]
+        expected.add(full_name)
+        threads, shared_bytes, *_ = resources(kernels, product, kind, H, direction == "bwd")
+        assert kernel.spilled_bytes == 0, kernel
+        assert kernel.registers * threads <= cuda_resources.REGISTER_FILE, kernel
+        fits = kernel.shared_bytes + shared_bytes <= cuda_resources.SHARED_BYTES[arch]
+        assert fits == ((arch, name) not in TOO_LARGE), (kernel, shared_bytes)
+    assert set(found) == expected

@@ -2,33 +2,21 @@
 #include "run_cta.h"
 
 #include "cuda/tier_cta.h"
-#include "run_tier.h"
-
-namespace rnnfast::cuda {
-namespace {
-
-template <Product product>
-cudaError_t forward(const Shape& shape, void* const* data) {
-  return launch_cta_forward<product>(forward_layer<ElementOf<product>>(shape, data), nullptr);
-}
-
-template <Product product>
-cudaError_t backward(const Shape& shape, void* const* data) {
-  return launch_cta_backward<product>(backward_layer<ElementOf<product>>(shape, data), nullptr);
-}
-
-}  // namespace
-}  // namespace rnnfast::cuda
+#include "run_layer.h"
 
 using namespace rnnfast::cuda;
 
 const char* rnnfast_cta_forward(int product, const int64_t* sizes, void* const* data) {
-  const auto call = [&]<Product kProduct>() { return forward<kProduct>(shape_of(sizes, data), data); };
+  const auto call = [&]<Product kProduct>() {
+    return launch_cta_forward<kProduct>(forward_layer<kProduct>(shape_of(sizes, data), data), nullptr);
+  };
   return reported([&] { return with_product(product, call); });
 }
 
 const char* rnnfast_cta_backward(int product, const int64_t* sizes, void* const* data) {
-  const auto call = [&]<Product kProduct>() { return backward<kProduct>(shape_of(sizes, data), data); };
+  const auto call = [&]<Product kProduct>() {
+    return launch_cta_backward<kProduct>(backward_layer<kProduct>(shape_of(sizes, data), data), nullptr);
+  };
   return reported([&] { return with_product(product, call); });
 }
 

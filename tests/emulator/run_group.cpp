@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cuda/tier_group_launch.cuh"
-#include "run_tier.h"
+#include "run_layer.h"
 
 namespace rnnfast::cuda {
 namespace {
@@ -29,7 +29,7 @@ auto with_cell(const Shape& shape, Use use) {
 
 template <Product product>
 cudaError_t forward(const Shape& shape, void* const* data) {
-  const auto layer = forward_layer<ElementOf<product>>(shape, data);
+  const auto layer = forward_layer<product>(shape, data);
   if (!is_small(shape))
     return launch_group_forward<product>(layer, exchange_of(group_forward_resources<product>(shape)).data(), nullptr);
   return with_cell(shape, [&]<Cell cell>() {
@@ -41,7 +41,7 @@ cudaError_t forward(const Shape& shape, void* const* data) {
 
 template <Product product>
 cudaError_t backward(const Shape& shape, void* const* data) {
-  const auto layer = backward_layer<ElementOf<product>>(shape, data);
+  const auto layer = backward_layer<product>(shape, data);
   if (!is_small(shape))
     return launch_group_backward<product>(layer, exchange_of(group_backward_resources<product>(shape)).data(), nullptr);
   return with_cell(shape, [&]<Cell cell>() {

@@ -3,91 +3,27 @@
 // nothing that anybody looks at. ROWS: "dense", "padded" or "packed".
 #include <cstdio>
 #include <cstdlib>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 #include "cuda/tier_cta_launch.cuh"
+#include "sanitize_layer.h"
 
 namespace {
 
 using namespace rnnfast::cuda;
 using rnnfast::Cell;
 
-// Numbers in [-0.5, 0.5), the same at every run.
-template <class Element>
-std::vector<Element> numbers(int64_t count) {
-  static uint32_t state = 1;
-  std::vector<Element> values(count);
-  for (Element& value : values) {
-    state = state * 1664525 + 1013904223;
-    value = from_float<Element>(float(state >> 8) / (1 << 24) - 0.5f);
-  }
-  return values;
-}
-
-struct Rows {
-  std::vector<int64_t> offsets;
-  std::vector<int32_t> lengths;
-  int64_t count;
-
-  Rows(const std::string& form, int T, int B) : count(int64_t(T) * B) {
-    if (form == "dense") return;
-    for (int b = 0; b < B; ++b) lengths.push_back(form == "packed" ? T - b * (T - 1) / B : (b * 7 + 1) % (T + 1));
-    if (form == "padded") return;
-    count = 0;
-    for (int t = 0; t < T; ++t) {
-      offsets.push_back(count);
-      for (const int length : lengths) count += t < length;
-    }
-  }
-};
-
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-}
-
 // One size serves all: fewer kernels to build.
 constexpr int kHidden = 64;
 
 template <Product product, Cell cell, bool kProjected>
-void run(Shape shape, const Rows& rows) {
+void run(const Shape& shape, const Rows& rows) {
   using Forward = CtaForward<product, cell, kHidden, kProjected>;
   using Backward = CtaBackward<product, cell, kHidden, kProjected>;
-  using Element = ElementOf<product>;
-  const int64_t H = shape.hidden_size, P = shape.output_size, D = shape.directions, B = shape.batch, N = rows.count;
-  const int G = rnnfast::gate_count(shape.cell);
-  const bool lstm = shape.cell == Cell::kLstm, projected = P < H;
-  shape.rows = N;
-  shape.offsets = rows.offsets.empty() ? nullptr : rows.offsets.data();
-  shape.lengths = rows.lengths.empty() ? nullptr : rows.lengths.data();
-  std::vector<std::vector<Element>> kept;
-  const auto make = [&](int64_t count, bool exists = true) {
-    return exists ? kept.emplace_back(numbers<Element>(count)).data() : nullptr;
-  };
-  std::vector<float> c(lstm ? D * N * H : 0);
-
-  ForwardLayer<Element> forward{shape};
-  for (int d = 0; d < D; ++d)
-    forward.weights[d] = {make(G * H * P), make(P * H, projected), make(H, shape.cell == Cell::kGru)};
-  forward.hx = make(D * B * P), forward.cx = make(D * B * H, lstm);
-  forward.gates_x = make(D * N * G * H);
-  forward.output = make(N * D * P), forward.h_n = make(D * B * P), forward.c_n = make(D * B * H, lstm);
-  forward.gates = make(D * N * 4 * H, shape.cell != Cell::kRnn), forward.c = lstm ? c.data() : nullptr;
+  const Layers<product> layers(shape, rows);
   check(launch(cta_forward<product, cell, kHidden, kProjected>, cta_grid(shape), dim3(Forward::kThreads), 1, false,
-               Forward::kSharedBytes, nullptr, forward));
-
-  BackwardLayer<Element> backward{shape};
-  for (int d = 0; d < D; ++d) backward.weights[d] = forward.weights[d];
-  backward.hx = forward.hx, backward.cx = forward.cx, backward.output = forward.output;
-  backward.gates = forward.gates, backward.c = forward.c;
-  backward.grad_output = make(N * D * P), backward.grad_h_n = make(D * B * P);
-  backward.grad_c_n = make(D * B * H, lstm);
-  backward.grad_gates = make(D * N * rnnfast::grad_planes(shape.cell) * H);
-  backward.grad_projected = make(D * N * P, projected);
-  backward.grad_hx = make(D * B * P), backward.grad_cx = make(D * B * H, lstm);
+               Forward::kSharedBytes, nullptr, layers.forward));
   check(launch(cta_backward<product, cell, kHidden, kProjected>, cta_grid(shape), dim3(Backward::kThreads), 1, false,
-               Backward::kSharedBytes, nullptr, backward));
+               Backward::kSharedBytes, nullptr, layers.backward));
 }
 
 template <Product product>

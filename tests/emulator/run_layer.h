@@ -1,6 +1,6 @@
-// What the C entry points of all tiers share (run_*.cpp): their arguments and their errors. See run_cta.h.
+// What the C entry points of every tier share (run_*.cpp): layers from plain arrays, errors as messages.
 #pragma once
-
+#include <exception>
 #include <string>
 
 #include "cuda/product.cuh"
@@ -52,20 +52,20 @@ struct Pointers {
   }
 };
 
-template <class Element>
-ForwardLayer<Element> forward_layer(const Shape& shape, void* const* data) {
-  ForwardLayer<Element> layer{shape};
-  Pointers<Element> take{data + 2};
+template <Product product>
+ForwardLayer<ElementOf<product>> forward_layer(const Shape& shape, void* const* data) {
+  ForwardLayer<ElementOf<product>> layer{shape};
+  Pointers<ElementOf<product>> take{data + 2};
   take.weights(layer.weights);
   take(layer.hx), take(layer.cx), take(layer.gates_x), take(layer.output), take(layer.h_n), take(layer.c_n);
   take(layer.gates), take(layer.c);
   return layer;
 }
 
-template <class Element>
-BackwardLayer<Element> backward_layer(const Shape& shape, void* const* data) {
-  BackwardLayer<Element> layer{shape};
-  Pointers<Element> take{data + 2};
+template <Product product>
+BackwardLayer<ElementOf<product>> backward_layer(const Shape& shape, void* const* data) {
+  BackwardLayer<ElementOf<product>> layer{shape};
+  Pointers<ElementOf<product>> take{data + 2};
   take.weights(layer.weights);
   take(layer.hx), take(layer.cx), take(layer.output), take(layer.gates), take(layer.c), take(layer.grad_output);
   take(layer.grad_h_n), take(layer.grad_c_n), take(layer.grad_gates), take(layer.grad_projected);
