@@ -9,8 +9,7 @@
 //             = W_hh^T dgates (mma) | to shared memory | barrier | dh: sum over warps in their order.
 //             The next step's saved values are loaded before the wait.
 // Exchange    See exchange.cuh. Slot s holds the gate gradients of step s: those planes that W_hh multiplies.
-// Why one     As in tier_group_fwd.cuh: two halves of partial sums.
-// barrier
+// One barrier As in tier_group_fwd.cuh: two halves of partial sums.
 // Stored      grad_gates (planes as in csrc/common/cell.h): the gradients of weights, biases and x are products over
 //             all rows afterwards.
 // c and h'    belong to the step before in the direction's order: cx and hx at a sequence's first step. LSTM keeps c

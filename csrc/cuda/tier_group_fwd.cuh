@@ -11,8 +11,8 @@
 //             The next step's gates_x are loaded before the wait.
 // Exchange    See exchange.cuh. Slot s is the h that step s multiplies: hx in slot 0, the last step sends nothing. Only
 //             members of a group wait for each other.
-// Why one     Partial sums have two halves. A warp that stores to a half again has passed the barrier of the step in
-// barrier     between, which the readers of that half reached after they had read it.
+// One barrier Partial sums have two halves. A warp that stores to a half again has passed the barrier of the step in
+//             between, which the readers of that half reached after they had read it.
 // Saved       As in tier_cta_fwd.cuh: activated gates (LSTM: may replace gates_x in place: the thread that writes a
 //             value is the only one that reads it, and earlier) and c; inference neither.
 #pragma once
@@ -39,7 +39,7 @@ struct GroupForward {
 
   using Slots = Exchange<product, 1, kHidden, kWarps>;
   // Exact products need more registers beside the weights, for more sums and the low parts of h.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 ? 32 : 0);
+  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 1 ? 0 : kGates == 4 ? 48 : 32);
   using Recurrent = WeightTiles<product, kTiles, kDepth, kWarps, kBudget>;
   using Sums = PartialSums<kTiles, kWarps>;
   using Cells = CellPlaces<kUnits, kThreads>;
