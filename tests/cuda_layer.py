@@ -1,6 +1,7 @@
-"""A layer whose recurrence is computed by a kernel of csrc/cuda in the emulator; products before and after by torch.
+"""A layer whose recurrence a kernel of csrc/cuda computes in the emulator; torch does the products before and after.
 
-`Kernels` calls the C entry points of one tier (tests/emulator/run_*.h); `forward()` has the form that harness.run wants.
+`Kernels` calls the C entry points of one tier (tests/emulator/run_*.h); `forward()` has the form that harness.run
+wants.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, layer: Layer, training: bool, x, hx, cx, *weights):
+        ctx.set_materialize_grads(False)  # a missing gradient is a null pointer
         memory, rows, dtype = Memory(layer.misaligned), layer.rows, x.dtype
         directions = [layer.named(weights, d) for d in range(layer.directions)]
         H, P, D, N, B = layer.H, layer.P, layer.directions, rows.count, rows.batch

@@ -84,7 +84,7 @@ def sizes():
         strict=False,
     )
     for product, kind in itertools.product(PRODUCTS, KINDS):
-        for H in (2 if kind == "lstm_projected" else 1, 5, 32, 33, 63, 64, 100, 128, 200, 256):
+        for H in (2 if kind == "lstm_projected" else 1, 5, 32, 33, 63, 64, 80, 96, 100, 128, 200, 256):
             if H <= largest_hidden(product, kind):
                 B, T, bidirectional, ragged, hx, misaligned = next(turns)
                 options = {"B": B, "T": T, "bidirectional": bidirectional, "ragged": ragged, "hx": hx}
@@ -112,7 +112,7 @@ def test_rows(kernels, product, kind, ragged):
 @pytest.mark.parametrize("loss", [("output",), ("h_n",), ("c_n",)])
 @pytest.mark.parametrize("kind", ["gru", "lstm", "lstm_projected"])
 def test_missing_gradients(kernels, kind, loss):
-    """Gradients that autograd fills with zeros: the kernel's null pointers are tested by test_null_gradients."""
+    """Null pointers in place of the gradients that the loss does not have."""
     if kind != "gru" or loss != ("c_n",):
         check(kernels, "bf16", make_case("bf16", kind, 20, T=3, B=3, loss=loss))
 
@@ -141,6 +141,13 @@ def test_nan_stays_in_its_sequence(kernels, kind):
     assert poisoned["output"][1:, 4].isnan().all()
     for name, value in clean.items():
         assert torch.equal(value[:, rest], poisoned[name][:, rest]), name
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_too_large(kernels, product):
+    case = make_case(product, "lstm", largest_hidden(product, "lstm") + 1, B=1, T=1)
+    with pytest.raises(AssertionError, match="invalid configuration"):
+        Emulated(kernels, product, case, Data(case), make_module(torch.nn, case))
 
 
 @pytest.mark.parametrize("shape", [(0, 40, 40), (1, 33, 33), (2, 33, 33), (2, 40, 17)], ids=str)

@@ -54,15 +54,16 @@ RNNFAST_DEVICE int piece_bytes(const void* base, int64_t distances) {
 }
 
 // A thread's part of a plane that kGroup threads copy in turns, piece by piece: from its first piece on, `bytes` before
-// the plane's end. kMost: the most bytes of a plane.
+// the plane's end. kMost: the most bytes of a plane. In whole pieces of 16 bytes, without branches:
 template <int kGroup, int kMost>
-RNNFAST_DEVICE void copy_plane(unsigned char* to, const unsigned char* from, int bytes, int piece) {
-  if (piece == kPieceBytes) {
+RNNFAST_DEVICE void copy_wide(unsigned char* to, const unsigned char* from, int bytes) {
 #pragma unroll
-    for (int at = 0; at < kMost; at += kGroup * kPieceBytes)
-      if (at < bytes) copy_async<kPieceBytes>(to + at, from + at);
-    return;
-  }
+  for (int at = 0; at < kMost; at += kGroup * kPieceBytes)
+    if (at < bytes) copy_async<kPieceBytes>(to + at, from + at);
+}
+// and in narrower ones:
+template <int kGroup>
+RNNFAST_DEVICE void copy_narrow(unsigned char* to, const unsigned char* from, int bytes, int piece) {
 #pragma unroll 1
   for (int at = 0; at < bytes; at += kGroup * piece) {
     if (piece == 8)
@@ -111,16 +112,23 @@ struct RowStream {
 
   // Begins to copy this thread's part of column column(): `row` is that of the tile's first sequence.
   RNNFAST_DEVICE void fetch(unsigned char* stage, int64_t row, bool wanted) const {
-    if (!wanted) return;
     constexpr int kPlaneStep = kGroups / kColumns;
     const unsigned char* from = source + row * row_bytes;
     unsigned char* to = stage + column() * kColumnBytes + first_plane() * kPlaneBytes + member() * piece;
-    const int bytes = width_bytes - member() * piece;
+    const int bytes = wanted ? width_bytes - member() * piece : 0;
+    // How much of the plane `plane` further on is this thread's; known to be all where planes divide evenly.
+    const auto part = [&](int plane) {
+      return kPlanes % kPlaneStep == 0 || plane + first_plane() < kPlanes ? bytes : 0;
+    };
+    if (piece == kPieceBytes) [[likely]] {
 #pragma unroll
-    for (int i = 0; i < (kPlanes + kPlaneStep - 1) / kPlaneStep; ++i)
-      if (i * kPlaneStep + first_plane() < kPlanes)
-        copy_plane<kGroup, kPlaneBytes>(to + i * kPlaneStep * kPlaneBytes, from + i * kPlaneStep * width_bytes, bytes,
-                                        piece);
+      for (int plane = 0; plane < kPlanes; plane += kPlaneStep)
+        copy_wide<kGroup, kPlaneBytes>(to + plane * kPlaneBytes, from + plane * width_bytes, part(plane));
+    } else {
+#pragma unroll 1
+      for (int plane = 0; plane < kPlanes; plane += kPlaneStep)
+        copy_narrow<kGroup>(to + plane * kPlaneBytes, from + plane * width_bytes, part(plane), piece);
+    }
   }
 
   // Writes a pair to where read() finds it: for rows that do not come from memory in this form.

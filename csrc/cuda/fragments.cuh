@@ -41,14 +41,11 @@ struct Operand {
 
   static RNNFAST_DEVICE int swizzle(int column) { return (column >> 1 & 3) << 5 ^ (column & 1) << 6; }
 
-  // Where element k (even) of a column lies.
-  static RNNFAST_DEVICE int offset(int column, int k) {
-    return column * kColumnBytes + ((k * int(sizeof(Element))) ^ swizzle(column));
-  }
-  // The place `chunks` (64 bytes) further than that of a k in the first chunks; the order of 128 bytes is all that
-  // differs.
-  static RNNFAST_DEVICE int further(int offset, int chunks) {
-    return (offset ^ (chunks % 2 * kChunkBytes)) + chunks / 2 * (2 * kChunkBytes);
+  // Where element k (even) of a column lies, `chunks` (64 bytes each) further on. In this form the part that depends on
+  // the lane is the same for every even number of chunks.
+  static RNNFAST_DEVICE int offset(int column, int k, int chunks = 0) {
+    const int within = k * int(sizeof(Element)) + chunks % 2 * kChunkBytes;
+    return column * kColumnBytes + (within ^ swizzle(column)) + chunks / 2 * (2 * kChunkBytes);
   }
   static RNNFAST_DEVICE void store_pair(unsigned char* operand, int offset, float first, float second) {
     Arithmetic<product>::store_pair(operand + offset, kPartBytes, first, second);
@@ -59,7 +56,8 @@ struct Operand {
     return lane.group * kColumnBytes + ((lane.member * kPieceBytes) ^ swizzle(lane.group));
   }
   static RNNFAST_DEVICE uint4 load(const unsigned char* operand, int lane_offset, int part, int chunk) {
-    return *reinterpret_cast<const uint4*>(operand + further(lane_offset, chunk) + part * kPartBytes);
+    const int within = lane_offset ^ (chunk % 2 * kChunkBytes);  // chunk 0 has nothing in that bit
+    return *reinterpret_cast<const uint4*>(operand + within + chunk / 2 * (2 * kChunkBytes) + part * kPartBytes);
   }
 };
 

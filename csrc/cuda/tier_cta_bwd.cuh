@@ -1,23 +1,23 @@
 // Tier CTA, backward: the whole recurrence of 8 sequences and one direction in one CTA, against the direction's time.
 //
-// Shapes      As in tier_cta_fwd.cuh. Grid: x = batch tiles of 8, y = directions.
-// Ownership   A warp owns 16 units (two times 16 where H > 128); a lane owns 2 units x 2 sequences of them, the same as
-// in
-//             forward, and computes all gate gradients of those. W_hh^T lies in registers as the a operand of mma (16
-//             rows: units of h; depth: all gates of all units). dh, dc and c lie in registers (float); gate gradients
-//             pass through shared memory as the b operand, double-buffered.
-// Projection  dh is that of the projected h, P units. It goes through shared memory first; W_hr^T is read from shared
-//             memory, for registers are full, and gives the gradient of o tanh(c).
+// Shapes      grad_output [N, D*P], gates [D, N, 4*H], c [D, N, H] -> grad_gates [D, N, planes*H], grad_hx, grad_cx
+//             and so on; see layer.h. Grid: x = batch tiles of 8, y = directions.
+// Limits      As in tier_cta_fwd.cuh: W_hh^T is as large as W_hh.
+// Ownership   A warp owns 16 units (32 where H > 128), a lane 2 units x 2 sequences of them with all their gate
+//             gradients. W_hh^T is the a operand of mma (rows: units of h; depth: all gates of all units), in
+//             registers for the whole sequence; dh, dc and c are in registers (float); gate gradients pass through
+//             shared memory as the b operand, double-buffered.
+// Projection  dh is that of the projected h, P units. It passes through shared memory first, and W_hr^T, read from
+//             there too, for registers are full, gives the gradient of o tanh(c).
 // One step    gates, c or h', grad_output from the ring, cell, gate gradients to shared and global memory | barrier |
-//             dh = W_hh^T dgates (mma). With a projection the product with W_hr^T and a barrier before it come first.
-//             The ring is refilled in the shadow of the product, kStages steps ahead.
-// Why one     A buffer of gate gradients is written again two steps later; the barrier in between comes after its
-// barrier     reads. A slot of the ring is refilled after the barrier that follows its reads.
-// Stored      grad_gates (planes as in csrc/common/cell.h) and, projected, the gradient of the projected h: the
-// gradients
-//             of weights, biases and x are products over all rows afterwards.
-// c and h'    belong to the previous step, so the ring brings them from the row that comes next; LSTM keeps c for
-//             one step. At a sequence's first step they are cx and hx.
+//             dh = W_hh^T dgates (mma). With a projection, the product with W_hr^T and a barrier before it come first.
+//             In the shadow of the product cp.async fetches what kStages steps ahead need.
+// Barrier     One per step: a buffer of gate gradients is written again two steps later, after a barrier that follows
+//             its reads; a slot of the ring is refilled after the barrier that follows its reads.
+// Stored      grad_gates and, projected, the gradient of the projected h: the gradients of weights, biases and x are
+//             products over all rows afterwards.
+// c' and h'   belong to the step before, so the ring brings them from the row that comes next, and LSTM keeps c for a
+//             step. At a sequence's first step they are cx and hx, which lie in a stage of their own.
 #pragma once
 
 #include "tier_cta.h"
@@ -39,8 +39,9 @@ struct CtaBackward {
   static_assert(!kProjected || (cell == Cell::kLstm && kBlocks == 1));
 
   using GateGrads = Operand<product, kGates * kHidden>;
-  // Exact products and 4 gates need 48 registers more beside the weights: sums, and high and low parts of gradients.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && cell != Cell::kRnn ? 48 : 0);
+  // What needs registers beside the weights: exact products (sums, high and low parts of gradients), a projection.
+  static constexpr int kExactRegisters = Arithmetic<product>::kParts == 2 && cell != Cell::kRnn ? 48 : 0;
+  static constexpr int kBudget = kWeightBudget - max_of(kExactRegisters, kProjected ? 16 : 0);
   using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps, kBudget>;
   using ProjectedGrads = Operand<product, kHidden>;
   using Projection = WeightTiles<product, 1, kHidden, kWarps, 0>;
@@ -238,11 +239,10 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
             c[block][i] = has_previous[j] ? s : c[block][i];
           }
         }
-        const int offset = GateGrads::offset(column + j, u);
         constexpr int kFirst = Plan::kGradPlanes - Plan::kGates;  // GRU's n_x does not multiply W_hh
 #pragma unroll
         for (int m = 0; m < Plan::kGates; ++m)
-          GateGrads::store_pair(operand, GateGrads::further(offset, m * Plan::kPlaneChunks), grad[0][kFirst + m],
+          GateGrads::store_pair(operand, GateGrads::offset(column + j, u, m * Plan::kPlaneChunks), grad[0][kFirst + m],
                                 grad[1][kFirst + m]);
         if (active[j])
           store_pairs<Plan::kGradPlanes>(layer.grad_gates + (row + j) * Plan::kGradPlanes * H + u, H, H - u,

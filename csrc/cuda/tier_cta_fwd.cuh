@@ -1,22 +1,21 @@
-// Tier CTA, forward: the whole recurrence of 8 sequences and one direction in one CTA, for weights that fit its
-// registers.
+// Tier CTA, forward: the whole recurrence of 8 sequences and one direction in one CTA, W_hh in its registers.
 //
-// Shapes      H <= kHidden, the padded size: 32, 64, 96, 128 (RNN up to 256), in float 32, 64 (RNN 128). Padding is
-// zero
-//             weights and zero gates_x, so padded units stay 0. Grid: x = batch tiles of 8, y = directions.
-// Ownership   A warp owns 16 units (two times 16 where H > 128) and all their gates; a lane owns 2 units x 2 sequences
-// of
-//             them. W_hh lies in registers as the a operand of mma for the whole sequence, h and c in registers of the
-//             lane that computes them (float), h also in shared memory as the b operand, double-buffered.
-// Projection  o tanh(c) passes through shared memory once more: 16 units of a warp become its 16 rows of W_hr, also in
-//             registers, and h has P units.
-// One step    sum = W_hh h (mma) | gates_x from the ring, cell, h to the other buffer | barrier. With a projection the
-//             product with W_hr and a barrier before it come in between. The coming steps' gates_x are copied by
-//             cp.async in the shadow of the products, kStages - 1 steps ahead.
-// Why one     Buffer step + 1 is written while others still read buffer step; it was last read in step - 1, which the
-// barrier     barrier at its end closed for all. The same holds for the ring's slot that is refilled in a step.
-// Saved       Training stores the activated gates (LSTM: may replace gates_x in place, a row is read before it is
-//             written) and c; inference neither.
+// Shapes      gates_x [D, N, G*H] -> output [N, D*P], h_n [D, B, P], c_n [D, B, H]; see layer.h.
+//             Grid: x = batch tiles of 8, y = directions.
+// Limits      H <= kHidden: 32, 64, 96, 128 (RNN to 256), in float 32, 64 (RNN 128): a lane's 255 registers take 128 of
+//             weights, and 8 warps at most have so many. Padding is zero weights and zero gates_x: padded units stay 0.
+// Ownership   A warp owns 16 units (32 where H > 128) and all their gates, a lane 2 units x 2 sequences of them. W_hh
+// is
+//             the a operand of mma, for the whole sequence; h and c are in registers of the lane that computes them
+//             (float), h also in shared memory as the b operand, double-buffered.
+// Projection  o tanh(c) passes through shared memory too: a warp's 16 units become its 16 rows of W_hr; h has P units.
+// One step    sum = W_hh h (mma) | gates_x from the ring, cell, h to the other buffer | barrier. With a projection, a
+//             barrier and the product with W_hr come before h. In the shadow of the first product cp.async fetches the
+//             gates_x of kStages - 1 steps ahead.
+// Barrier     One per step: the buffer that a step writes was last read in the step before, and so was the slot of the
+//             ring that it refills; the barrier between the two steps comes after those reads.
+// Saved       Training stores the activated gates (LSTM: in place of gates_x, if the host wishes; a row is read before
+//             it is written) and c; inference nothing.
 #pragma once
 
 #include "tier_cta.h"
@@ -37,11 +36,10 @@ struct CtaForward {
 
   using State = Operand<product, kHidden>;
   using Gates = RowStream<Element, kGates, kHidden, kThreads>;
-  // Exact products of 4 gates need 32 registers more beside the weights, for more sums.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kGates == 4 ? 32 : 0);
+  // Exact products of 4 gates need 48 registers more beside the weights, for more sums.
+  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kGates == 4 ? 48 : 0);
   using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps, kBudget>;
-  // What W_hh leaves of the registers.
-  static constexpr int kProjectionBudget = max_of(kBudget - Recurrent::kWords, 0);
+  static constexpr int kProjectionBudget = max_of(kBudget - Recurrent::kWords, 0);  // what W_hh leaves
   using Projection = WeightTiles<product, 1, kHidden, kWarps, kProjectionBudget>;
   using Stage = RowStage<product, kHidden>;
 

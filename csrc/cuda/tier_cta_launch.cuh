@@ -6,10 +6,10 @@
 
 namespace rnnfast::cuda {
 
-// The padded H of the kernels that exist. Steps of 32 where a larger size costs a step most; few, for each takes a
-// second to compile per architecture.
+// The padded H of the kernels that exist: multiples of 32 in 16 bits, where a step's products grow with H^2; fewer in
+// float, whose range is half. Each more costs half a second of compilation per architecture.
 constexpr int cta_padded_hidden(Product product, int hidden) {
-  if (hidden > 128) return 256;
+  if (hidden > 128) return 256;  // RNN only
   if (!is_16_bit(product)) return hidden <= 32 ? 32 : hidden <= 64 ? 64 : 128;
   return round_up(hidden, 32);
 }
@@ -38,6 +38,14 @@ inline dim3 cta_grid(const Shape& shape) {
   return {unsigned((shape.batch + kColumns - 1) / kColumns), unsigned(shape.directions)};
 }
 
+// Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
+template <Product product, class Plan, class Layer>
+cudaError_t launch_cta(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
+  if (layer.hidden_size > cta_largest_hidden(product, layer.cell)) return cudaErrorInvalidConfiguration;
+  if (layer.batch == 0) return cudaSuccess;
+  return launch(kernel, cta_grid(layer), dim3(Plan::kThreads), 1, false, Plan::kSharedBytes, stream, layer);
+}
+
 template <Product product>
 CtaResources cta_forward_resources(const Shape& shape) {
   return with_cta_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
@@ -57,18 +65,16 @@ CtaResources cta_backward_resources(const Shape& shape) {
 template <Product product>
 cudaError_t launch_cta_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
   return with_cta_kernel<product>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = CtaForward<product, cell, kHidden, kProjected>;
-    return launch(cta_forward<product, cell, kHidden, kProjected>, cta_grid(layer), dim3(Plan::kThreads), 1, false,
-                  Plan::kSharedBytes, stream, layer);
+    return launch_cta<product, CtaForward<product, cell, kHidden, kProjected>>(
+        cta_forward<product, cell, kHidden, kProjected>, layer, stream);
   });
 }
 
 template <Product product>
 cudaError_t launch_cta_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
   return with_cta_kernel<product>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = CtaBackward<product, cell, kHidden, kProjected>;
-    return launch(cta_backward<product, cell, kHidden, kProjected>, cta_grid(layer), dim3(Plan::kThreads), 1, false,
-                  Plan::kSharedBytes, stream, layer);
+    return launch_cta<product, CtaBackward<product, cell, kHidden, kProjected>>(
+        cta_backward<product, cell, kHidden, kProjected>, layer, stream);
   });
 }
 

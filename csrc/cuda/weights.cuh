@@ -22,10 +22,14 @@ RNNFAST_DEVICE void stage_rows(unsigned char* stage, int stage_bytes, const Elem
   const int piece = piece_bytes(rows, (stride | width) * kSize);
   const int first = lane % kGroup * piece;
 #pragma unroll 1
-  for (int row = lane / kGroup; row < count; row += kLanes / kGroup)
-    copy_plane<kGroup, kMost>(stage + place(row) + first,
-                              reinterpret_cast<const unsigned char*>(rows + int64_t(row) * stride) + first,
-                              width * kSize - first, piece);
+  for (int row = lane / kGroup; row < count; row += kLanes / kGroup) {
+    unsigned char* to = stage + place(row) + first;
+    const unsigned char* from = reinterpret_cast<const unsigned char*>(rows + int64_t(row) * stride) + first;
+    if (piece == kPieceBytes)
+      copy_wide<kGroup, kMost>(to, from, width * kSize - first);
+    else
+      copy_narrow<kGroup>(to, from, width * kSize - first, piece);
+  }
   copy_commit();
   copy_wait<0>();
   warp_sync();
