@@ -105,6 +105,13 @@ def test_refuses_a_small_device(kernels):
         kernels.library.rnnfast_group_device(RESIDENT_BLOCKS)
 
 
+@pytest.mark.parametrize(("product", "kind", "H"), [("bf16", "lstm_projected", 50), ("exact", "gru", 513)])
+def test_refuses_what_no_kernel_serves(kernels, product, kind, H):
+    case = make_case(product, kind, H, T=1, B=1)
+    with pytest.raises(AssertionError, match="invalid configuration"):
+        Emulated(kernels, product, case, Data(case), make_module(torch.nn, case))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_nan_is_a_value(kernels, product, kind):

@@ -20,9 +20,10 @@ constexpr int group_largest_hidden(Product product) {
   return is_16_bit(product) ? 2048 : product == Product::kTf32 ? 1024 : 512;
 }
 
-// H is at most group_largest_hidden, and there is no projection. `exchange`: exchange_bytes, aligned to 16; what lies
-// there does not matter. Launches as many groups at once as the current device holds, the others after them. Returns
-// cudaErrorCooperativeLaunchTooLarge, with nothing launched, where not even one group fits the device.
+// `exchange`: exchange_bytes, aligned to 16; what lies there does not matter. Launches as many groups at once as the
+// current device holds, the others after them. Returns an error, with nothing launched: cudaErrorInvalidConfiguration
+// where H exceeds group_largest_hidden or there is a projection, cudaErrorCooperativeLaunchTooLarge where not even one
+// group fits the device.
 template <Product product>
 GroupResources group_forward_resources(const Shape& shape);
 template <Product product>

@@ -29,6 +29,7 @@ struct GroupBackward {
   static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
   static constexpr int kSavedPlanes = saved_planes(cell);
   static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
+  static constexpr int kLargestHidden = kHidden;
   static constexpr int kUnits = group_units(cell);
   static constexpr int kThreads = kWarps * kLanes;
   static constexpr int kTiles = kUnits / kTileRows;
@@ -46,7 +47,7 @@ struct GroupBackward {
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or partial sums.
   static constexpr int kSums = Recurrent::kSharedBytes;
-  static constexpr int kSharedBytes = kSums + max_of(Sums::kBytes, kWarps * Stage::kBytes);
+  static constexpr int kSharedBytes = kSums + max_of(Sums::kBytes, kWarps* Stage::kBytes);
 };
 
 template <Product product, Cell cell, int kHidden, int kWarps>
@@ -97,9 +98,7 @@ __global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kWarps>:
     const Element* first_state = cell == Cell::kLstm ? layer.cx : layer.hx;
     initial[i] = known && first_state ? to_float(first_state[at]) : 0.f;
     const int t = tile.time(0, true);
-    c[i] = cell == Cell::kLstm && t < length[i]
-               ? layer.c[(first_row + tile.row(t) + column[i]) * H + unit[i]]
-               : 0.f;
+    c[i] = cell == Cell::kLstm && t < length[i] ? layer.c[(first_row + tile.row(t) + column[i]) * H + unit[i]] : 0.f;
   }
 
   // Whether the step after `step` (the one before in the direction's order) exists for the i-th cell.

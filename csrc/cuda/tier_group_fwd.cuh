@@ -32,6 +32,7 @@ struct GroupForward {
   using Element = ElementOf<product>;
   using Maths = CellMath<ForwardMath<Element>>;
   static constexpr int kGates = gate_count(cell);
+  static constexpr int kLargestHidden = kHidden;
   static constexpr int kUnits = group_units(cell);
   static constexpr int kThreads = kWarps * kLanes;
   static constexpr int kTiles = kGates * (kUnits / kTileRows);
@@ -47,7 +48,7 @@ struct GroupForward {
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or partial sums.
   static constexpr int kSums = Recurrent::kSharedBytes;
-  static constexpr int kSharedBytes = kSums + max_of(Sums::kBytes, kWarps * Stage::kBytes);
+  static constexpr int kSharedBytes = kSums + max_of(Sums::kBytes, kWarps* Stage::kBytes);
 };
 
 template <Product product, Cell cell, int kHidden, int kWarps>
@@ -158,8 +159,7 @@ __global__ void __launch_bounds__(GroupForward<product, cell, kHidden, kWarps>::
       if (cell == Cell::kRnn || layer.gates == nullptr) continue;
       const int64_t saved_row = first_row + row + column[i];
 #pragma unroll
-      for (int m = 0; m < 4; ++m)
-        layer.gates[(saved_row * 4 + m) * H + unit[i]] = from_float<Element>(g[m]);
+      for (int m = 0; m < 4; ++m) layer.gates[(saved_row * 4 + m) * H + unit[i]] = from_float<Element>(g[m]);
       if constexpr (cell == Cell::kLstm) layer.c[saved_row * H + unit[i]] = c[i];
     }
   }

@@ -34,9 +34,7 @@ auto with_group_kernel(const Shape& shape, Use use) {
 }
 
 // A group is a batch tile in one direction.
-inline int group_count(const Shape& shape) {
-  return (shape.batch + kColumns - 1) / kColumns * shape.directions;
-}
+inline int group_count(const Shape& shape) { return (shape.batch + kColumns - 1) / kColumns * shape.directions; }
 
 template <class Plan>
 GroupResources group_resources(const Shape& shape) {
@@ -44,10 +42,11 @@ GroupResources group_resources(const Shape& shape) {
           int64_t(group_count(shape)) * shape.steps * Plan::Slots::kSlotBytes};
 }
 
-// Runs all groups of a kernel, as many at once as the device holds.
+// Runs all groups of a kernel, as many at once as the device holds, unless it does not serve the layer.
 template <class Plan, class Layer>
 cudaError_t launch_groups(void (*kernel)(Layer, unsigned char*, int), const std::type_identity_t<Layer>& layer,
                           void* exchange, cudaStream_t stream) {
+  if (layer.hidden_size > Plan::kLargestHidden || is_projected(layer)) return cudaErrorInvalidConfiguration;
   const GroupResources resources = group_resources<Plan>(layer);
   const dim3 block(resources.threads);
   unsigned resident = 0;
