@@ -47,7 +47,8 @@ struct GroupBackward {
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or partial sums.
   static constexpr int kSums = Recurrent::kSharedBytes;
-  static constexpr int kSharedBytes = kSums + max_of(Sums::kBytes, kWarps* Stage::kBytes);
+  static constexpr int kStages = kWarps * Stage::kBytes;
+  static constexpr int kSharedBytes = kSums + max_of(Sums::kBytes, kStages);
 };
 
 template <Product product, Cell cell, int kHidden, int kWarps>
