@@ -150,9 +150,6 @@ def test_missing_member_is_an_error(kind, members):
     assert result.returncode == 1 and "spin budget exceeded" in result.stderr, result.stderr
 
 
-TOO_LARGE: set[tuple[str, str]] = set()
-
-
 def resources(kernels, product: str, kind: str, H: int, backward: bool) -> list[int]:
     """Threads and bytes of shared memory of a CTA, CTAs of a group, bytes of the exchange: of one sequence and step."""
     sizes = (ctypes.c_int64 * 8)(cuda_layer.CELLS[kind], 0, H, H, 1, 1, 1, 1)
@@ -172,6 +169,14 @@ def kernel_name(product: str, kind: str, H: int, backward: bool) -> str:
     return f"{'group_backward' if backward else 'group_forward'}<{arguments}, {H}, 8>"
 
 
+# Half of the weights, or more, lie in shared memory. Of the 16-bit one's 128 CTAs no GPU of sm_80 holds all at once.
+TOO_LARGE = {
+    ("sm_80", kernel_name(product, "lstm", H, backward))
+    for product, H in (("bf16", 2048), ("f16", 2048), ("tf32", 1024), ("exact", 512))
+    for backward in (False, True)
+}
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -187,8 +192,8 @@ def test_resources(kernels, product, direction, arch):
         kernel = found[full_name]
         expected.add(full_name)
         threads, shared_bytes, *_ = resources(kernels, product, kind, H, direction == "bwd")
-        assert kernel.spilled_bytes == 0, kernel
-        assert kernel.registers * threads <= cuda_resources.REGISTER_FILE, kernel
         fits = kernel.shared_bytes + shared_bytes <= cuda_resources.SHARED_BYTES[arch]
         assert fits == ((arch, name) not in TOO_LARGE), (kernel, shared_bytes)
+        assert kernel.spilled_bytes == 0 or not fits, kernel
+        assert kernel.registers * threads <= cuda_resources.REGISTER_FILE, kernel
     assert set(found) == expected

@@ -39,8 +39,9 @@ struct Exchange {
   static constexpr int kChunks = kPlanes * kPlaneChunks;  // of a warp
   static constexpr int kChunkStride = kColumns * kChunkBytes;
   static constexpr int kSlotBytes = kWarps * kChunks * kChunkStride;
-  // Loads under way at once: 8 of 16 bytes per lane cover the latency of L2 at its bandwidth per SM (an estimate).
-  static constexpr int kAhead = min_of(kChunks, 8);
+  // Loads under way at once, of 16 bytes per lane: 8 of them cover the latency of L2 at its bandwidth per SM (an
+  // estimate); backward's registers suffice for 6.
+  static constexpr int kAhead = min_of(kChunks, kPlanes == 1 ? 8 : 6);
   static_assert(kHidden % kWarps == 0 && kDepth * kSize % kChunkBytes == 0);
 
   // Stores a unit's value of a plane. All lanes of a warp call it; the lane with the neighbouring unit (its number
