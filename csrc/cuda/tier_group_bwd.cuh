@@ -36,9 +36,11 @@ struct GroupBackward {
   static constexpr int kDepth = kHidden / kWarps;  // units of a warp's slice
 
   using Slots = Exchange<product, kGates, kHidden, kWarps>;
-  // Exact products need more registers beside the weights, for more sums and the low parts of gate gradients.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 ? 48 : 0);
-  using Recurrent = WeightTiles<product, kTiles, kGates * kDepth, kWarps, kBudget>;
+  // Exact products need more registers beside the weights, for more sums and the low parts of gate gradients. Weights
+  // that exceed the budget anyway leave some for what they need on their way from shared memory.
+  static constexpr int kWords = kTiles * kGates * kDepth * int(sizeof(Element)) / kChunkBytes * 8;  // of a lane
+  static constexpr int kReserve = Arithmetic<product>::kParts == 2 ? 48 : kWords > kWeightBudget ? 16 : 0;
+  using Recurrent = WeightTiles<product, kTiles, kGates * kDepth, kWarps, kWeightBudget - kReserve>;
   using Sums = PartialSums<kTiles, kWarps>;
   using Cells = CellPlaces<kUnits, kThreads>;
   using Stage = ColumnStage<product, kDepth>;
