@@ -107,12 +107,17 @@ struct WeightTiles {
 
   // sum = weights * state; an operand of Operand<product, kDepth>
   RNNFAST_DEVICE void multiply(float (&sum)[kTiles][4], const unsigned char* state, int lane_offset) const {
+    multiply(sum, [&](int part, int chunk) { return State::load(state, lane_offset, part, chunk); });
+  }
+  // The same; read(part, chunk) gives this lane's 16 bytes of the state, chunk by chunk, part 0 first.
+  template <class Read>
+  RNNFAST_DEVICE void multiply(float (&sum)[kTiles][4], Read read) const {
     float split[kSplits][kTiles][4] = {}, correction[kCorrections][kTiles][4] = {};
 #pragma unroll
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const uint4 b = State::load(state, lane_offset, 0, chunk);
+      const uint4 b = read(0, chunk);
       uint4 b_low;
-      if constexpr (kHasLow) b_low = State::load(state, lane_offset, 1, chunk);
+      if constexpr (kHasLow) b_low = read(1, chunk);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int fragment = 2 * chunk + i;

@@ -46,7 +46,11 @@ struct RowStage {
 
   // Rows `rows` ... of [.., width], of which `count` exist.
   static RNNFAST_DEVICE void fill(unsigned char* stage, const Element* rows, int count, int width) {
-    stage_rows<kMost>(stage, kBytes, rows, width, min(count, kTileRows), width,
+    fill(stage, rows, width, count, width);
+  }
+  // The first `width` elements of rows of `stride`; none where width <= 0.
+  static RNNFAST_DEVICE void fill(unsigned char* stage, const Element* rows, int stride, int count, int width) {
+    stage_rows<kMost>(stage, kBytes, rows, stride, width > 0 ? min(count, kTileRows) : 0, min(width, kDepth),
                       [](int row) { return row * kRowBytes; });
   }
   // The lane's 16 bytes of the tile's two rows that it holds.

@@ -1,5 +1,7 @@
-// What sanitize_*.cpp share: forward and backward of a layer once, on arrays of exactly the size that they need.
+// What the programs for sanitizers share (sanitize_*.cpp): a layer on arrays of exactly the size that it needs, with
+// numbers that nobody looks at.
 #pragma once
+
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -43,40 +45,56 @@ inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-template <Product product, class Forward, class Backward>
-void run_layer(Shape shape, const Rows& rows, Forward launch_forward, Backward launch_backward) {
+// One layer's forward and backward pass.
+template <Product product>
+struct Layers {
   using Element = ElementOf<product>;
-  const int64_t H = shape.hidden_size, P = shape.output_size, D = shape.directions, B = shape.batch, N = rows.count;
-  const int G = rnnfast::gate_count(shape.cell);
-  const bool lstm = shape.cell == Cell::kLstm, projected = P < H;
-  shape.rows = N;
-  shape.offsets = rows.offsets.empty() ? nullptr : rows.offsets.data();
-  shape.lengths = rows.lengths.empty() ? nullptr : rows.lengths.data();
-  std::vector<std::vector<Element>> kept;
-  const auto make = [&](int64_t count, bool exists = true) {
-    return exists ? kept.emplace_back(numbers<Element>(count)).data() : nullptr;
-  };
-  std::vector<float> c(lstm ? D * N * H : 0);
+  ForwardLayer<Element> forward;
+  BackwardLayer<Element> backward;
 
-  ForwardLayer<Element> forward{shape};
-  for (int d = 0; d < D; ++d)
-    forward.weights[d] = {make(G * H * P), make(P * H, projected), make(H, shape.cell == Cell::kGru)};
-  forward.hx = make(D * B * P), forward.cx = make(D * B * H, lstm);
-  forward.gates_x = make(D * N * G * H);
-  forward.output = make(N * D * P), forward.h_n = make(D * B * P), forward.c_n = make(D * B * H, lstm);
-  forward.gates = make(D * N * 4 * H, shape.cell != Cell::kRnn), forward.c = lstm ? c.data() : nullptr;
-  check(launch_forward(forward));
+  Layers(Shape shape, const Rows& rows) {
+    const int64_t H = shape.hidden_size, P = shape.output_size, D = shape.directions, B = shape.batch, N = rows.count;
+    const int G = gate_count(shape.cell);
+    const bool lstm = shape.cell == Cell::kLstm, projected = is_projected(shape);
+    shape.rows = N;
+    shape.offsets = rows.offsets.empty() ? nullptr : rows.offsets.data();
+    shape.lengths = rows.lengths.empty() ? nullptr : rows.lengths.data();
+    c_.resize(lstm ? D * N * H : 0);
 
-  BackwardLayer<Element> backward{shape};
-  for (int d = 0; d < D; ++d) backward.weights[d] = forward.weights[d];
-  backward.hx = forward.hx, backward.cx = forward.cx, backward.output = forward.output;
-  backward.gates = forward.gates, backward.c = forward.c;
-  backward.grad_output = make(N * D * P), backward.grad_h_n = make(D * B * P);
-  backward.grad_c_n = make(D * B * H, lstm);
-  backward.grad_gates = make(D * N * rnnfast::grad_planes(shape.cell) * H);
-  backward.grad_projected = make(D * N * P, projected);
-  backward.grad_hx = make(D * B * P), backward.grad_cx = make(D * B * H, lstm);
-  check(launch_backward(backward));
+    forward = {shape};
+    for (int d = 0; d < D; ++d)
+      forward.weights[d] = {make(G * H * P), make(P * H, projected), make(H, shape.cell == Cell::kGru)};
+    forward.hx = make(D * B * P), forward.cx = make(D * B * H, lstm);
+    forward.gates_x = make(D * N * G * H);
+    forward.output = make(N * D * P), forward.h_n = make(D * B * P), forward.c_n = make(D * B * H, lstm);
+    forward.gates = make(D * N * 4 * H, shape.cell != Cell::kRnn), forward.c = lstm ? c_.data() : nullptr;
+
+    backward = {shape};
+    for (int d = 0; d < D; ++d) backward.weights[d] = forward.weights[d];
+    backward.hx = forward.hx, backward.cx = forward.cx, backward.output = forward.output;
+    backward.gates = forward.gates, backward.c = forward.c;
+    backward.grad_output = make(N * D * P), backward.grad_h_n = make(D * B * P);
+    backward.grad_c_n = make(D * B * H, lstm);
+    backward.grad_gates = make(D * N * grad_planes(shape.cell) * H);
+    backward.grad_projected = make(D * N * P, projected);
+    backward.grad_hx = make(D * B * P), backward.grad_cx = make(D * B * H, lstm);
+  }
+
+ private:
+  Element* make(int64_t count, bool exists = true) {
+    return exists ? kept_.emplace_back(numbers<Element>(count)).data() : nullptr;
+  }
+
+  std::vector<std::vector<Element>> kept_;
+  std::vector<float> c_;
+};
+
+// Forward and backward of a layer once, by launch(layer) -> error.
+template <Product product, class Forward, class Backward>
+void run_layer(const Shape& shape, const Rows& rows, Forward launch_forward, Backward launch_backward) {
+  const Layers<product> layers(shape, rows);
+  check(launch_forward(layers.forward));
+  check(launch_backward(layers.backward));
 }
 
 // main() of `program CELL H P T B ROWS SEED`: run(shape, rows).

@@ -1,0 +1,10 @@
+// Tier group, forward, Product::kBfloat16: kernels of all cells and sizes.
+#include "tier_group_launch.cuh"
+
+namespace rnnfast::cuda {
+
+template GroupResources group_forward_resources<Product::kBfloat16>(const Shape&);
+template cudaError_t launch_group_forward<Product::kBfloat16>(const ForwardLayer<ElementOf<Product::kBfloat16>>&, void*,
+                                                              cudaStream_t);
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,36 @@
+// Tier group: the recurrence of a batch tile (8 sequences) and one direction in a group of CTAs that run at the same
+// time, each with a slice of the units, and tell each other h (backward: gate gradients) through global memory. For
+// hosts; torch-free.
+#pragma once
+
+#include "product.cuh"
+
+namespace rnnfast::cuda {
+
+// What a launch of a shape takes.
+struct GroupResources {
+  int threads;             // of a CTA
+  int shared_bytes;        // of a CTA
+  int members;             // CTAs of a group; all must fit the device at once
+  int64_t exchange_bytes;  // of the workspace, all groups together
+};
+
+// The largest H: weights of 16 units (RNN 32) fill up to 128 registers of each of 8 warps, and as much shared memory.
+constexpr int group_largest_hidden(Product product) {
+  return is_16_bit(product) ? 2048 : product == Product::kTf32 ? 1024 : 512;
+}
+
+// `exchange`: exchange_bytes, aligned to 16; what lies there does not matter. Launches as many groups at once as the
+// current device holds, the others after them. Returns an error, with nothing launched: cudaErrorInvalidConfiguration
+// where H exceeds group_largest_hidden or there is a projection, cudaErrorCooperativeLaunchTooLarge where not even one
+// group fits the device.
+template <Product product>
+GroupResources group_forward_resources(const Shape& shape);
+template <Product product>
+GroupResources group_backward_resources(const Shape& shape);
+template <Product product>
+cudaError_t launch_group_forward(const ForwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream);
+template <Product product>
+cudaError_t launch_group_backward(const BackwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream);
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,102 @@
+// Launches of tier group: which of the compiled kernels serves a shape. Included by inst_group_*.cu only.
+#pragma once
+
+#include "tier_group_bwd.cuh"
+
+namespace rnnfast::cuda {
+
+constexpr int kGroupWarps = 8;  // two per scheduler of an SM, each with up to 255 registers per lane
+
+// The padded H of the kernels that exist: a kernel takes seconds to compile per architecture.
+constexpr int group_padded_hidden(int hidden) {
+  return hidden <= 256 ? 256 : hidden <= 512 ? 512 : hidden <= 1024 ? round_up(hidden, 256) : round_up(hidden, 512);
+}
+
+// Calls use.template operator()<cell, kHidden>() for the kernel that serves `shape`.
+template <Product product, class Use>
+auto with_group_kernel(const Shape& shape, Use use) {
+  const int hidden = group_padded_hidden(shape.hidden_size);
+  const auto sizes = [&]<Cell cell>() {
+    if constexpr (group_largest_hidden(product) >= 2048) {
+      if (hidden == 2048) return use.template operator()<cell, 2048>();
+      if (hidden == 1536) return use.template operator()<cell, 1536>();
+    }
+    if constexpr (group_largest_hidden(product) >= 1024) {
+      if (hidden == 1024) return use.template operator()<cell, 1024>();
+      if (hidden == 768) return use.template operator()<cell, 768>();
+    }
+    if (hidden == 512) return use.template operator()<cell, 512>();
+    return use.template operator()<cell, 256>();
+  };
+  if (shape.cell == Cell::kRnn) return sizes.template operator()<Cell::kRnn>();
+  if (shape.cell == Cell::kGru) return sizes.template operator()<Cell::kGru>();
+  return sizes.template operator()<Cell::kLstm>();
+}
+
+// A group is a batch tile in one direction.
+inline int group_count(const Shape& shape) { return (shape.batch + kColumns - 1) / kColumns * shape.directions; }
+
+template <class Plan>
+GroupResources group_resources(const Shape& shape) {
+  return {Plan::kThreads, Plan::kSharedBytes, (shape.hidden_size + Plan::kUnits - 1) / Plan::kUnits,
+          int64_t(group_count(shape)) * shape.steps * Plan::Slots::kSlotBytes};
+}
+
+// Runs all groups of a kernel, as many at once as the device holds, unless it does not serve the layer.
+template <class Plan, class Layer>
+cudaError_t launch_groups(void (*kernel)(Layer, unsigned char*, int), const std::type_identity_t<Layer>& layer,
+                          void* exchange, cudaStream_t stream) {
+  if (layer.hidden_size > Plan::kLargestHidden || is_projected(layer)) return cudaErrorInvalidConfiguration;
+  const GroupResources resources = group_resources<Plan>(layer);
+  const dim3 block(resources.threads);
+  unsigned resident = 0;
+  cudaError_t error = resident_blocks(kernel, block, 1, resources.shared_bytes, &resident);
+  if (error != cudaSuccess) return error;
+  const int groups = group_count(layer), at_once = min_of(int(resident) / resources.members, groups);
+  if (groups == 0) return cudaSuccess;
+  if (at_once == 0) return cudaErrorCooperativeLaunchTooLarge;
+  if (const int64_t pieces = resources.exchange_bytes / kPieceBytes; pieces > 0) {
+    constexpr int64_t kThreads = 256, kBlocks = 1024;  // several per SM of the largest GPU
+    const int64_t blocks = (pieces + kThreads - 1) / kThreads;
+    error = launch(clear_exchange<uint4>, dim3(unsigned(blocks < kBlocks ? blocks : kBlocks)), dim3(kThreads), 1, false,
+                   0, stream, static_cast<uint4*>(exchange), pieces);
+  }
+  for (int first = 0; first < groups && error == cudaSuccess; first += at_once) {
+    const dim3 grid(unsigned(resources.members), unsigned(min_of(at_once, groups - first)));
+    error = launch(kernel, grid, block, 1, true, resources.shared_bytes, stream, layer,
+                   static_cast<unsigned char*>(exchange), first);
+  }
+  return error;
+}
+
+template <Product product>
+GroupResources group_forward_resources(const Shape& shape) {
+  return with_group_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
+    return group_resources<GroupForward<product, cell, kHidden, kGroupWarps>>(shape);
+  });
+}
+
+template <Product product>
+GroupResources group_backward_resources(const Shape& shape) {
+  return with_group_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
+    return group_resources<GroupBackward<product, cell, kHidden, kGroupWarps>>(shape);
+  });
+}
+
+template <Product product>
+cudaError_t launch_group_forward(const ForwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream) {
+  return with_group_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
+    return launch_groups<GroupForward<product, cell, kHidden, kGroupWarps>>(
+        group_forward<product, cell, kHidden, kGroupWarps>, layer, exchange, stream);
+  });
+}
+
+template <Product product>
+cudaError_t launch_group_backward(const BackwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream) {
+  return with_group_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
+    return launch_groups<GroupBackward<product, cell, kHidden, kGroupWarps>>(
+        group_backward<product, cell, kHidden, kGroupWarps>, layer, exchange, stream);
+  });
+}
+
+}  // namespace rnnfast::cuda

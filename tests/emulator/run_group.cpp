@@ -1,0 +1,89 @@
+// Tier group's kernels in the emulator, called by tests/test_cuda_group.py through ctypes. Small H goes to kernels of 2
+// warps per CTA, which are not shipped: their slices of the depth are as small, and the threads are few.
+#include "run_group.h"
+
+#include <vector>
+
+#include "cuda/tier_group_launch.cuh"
+#include "run_layer.h"
+
+namespace rnnfast::cuda {
+namespace {
+
+constexpr int kSmallHidden = 128, kSmallWarps = 2;
+
+bool is_small(const Shape& shape) { return shape.hidden_size <= kSmallHidden; }
+
+// The exchange of a launch, of exactly its size; what lies there at first looks like values.
+std::vector<uint4> exchange_of(const GroupResources& resources) {
+  return std::vector<uint4>(resources.exchange_bytes / sizeof(uint4));
+}
+
+// Calls use.template operator()<cell>() for the shape's cell.
+template <class Use>
+auto with_cell(const Shape& shape, Use use) {
+  if (shape.cell == Cell::kRnn) return use.template operator()<Cell::kRnn>();
+  if (shape.cell == Cell::kGru) return use.template operator()<Cell::kGru>();
+  return use.template operator()<Cell::kLstm>();
+}
+
+template <Product product>
+cudaError_t forward(const Shape& shape, void* const* data) {
+  const auto layer = forward_layer<product>(shape, data);
+  if (!is_small(shape))
+    return launch_group_forward<product>(layer, exchange_of(group_forward_resources<product>(shape)).data(), nullptr);
+  return with_cell(shape, [&]<Cell cell>() {
+    using Plan = GroupForward<product, cell, kSmallHidden, kSmallWarps>;
+    return launch_groups<Plan>(group_forward<product, cell, kSmallHidden, kSmallWarps>, layer,
+                               exchange_of(group_resources<Plan>(shape)).data(), nullptr);
+  });
+}
+
+template <Product product>
+cudaError_t backward(const Shape& shape, void* const* data) {
+  const auto layer = backward_layer<product>(shape, data);
+  if (!is_small(shape))
+    return launch_group_backward<product>(layer, exchange_of(group_backward_resources<product>(shape)).data(), nullptr);
+  return with_cell(shape, [&]<Cell cell>() {
+    using Plan = GroupBackward<product, cell, kSmallHidden, kSmallWarps>;
+    return launch_groups<Plan>(group_backward<product, cell, kSmallHidden, kSmallWarps>, layer,
+                               exchange_of(group_resources<Plan>(shape)).data(), nullptr);
+  });
+}
+
+emulator::Options options;
+
+}  // namespace
+}  // namespace rnnfast::cuda
+
+using namespace rnnfast::cuda;
+
+const char* rnnfast_group_forward(int product, const int64_t* sizes, void* const* data) {
+  const auto call = [&]<Product kProduct>() { return forward<kProduct>(shape_of(sizes, data), data); };
+  return reported([&] { return with_product(product, call); });
+}
+
+const char* rnnfast_group_backward(int product, const int64_t* sizes, void* const* data) {
+  const auto call = [&]<Product kProduct>() { return backward<kProduct>(shape_of(sizes, data), data); };
+  return reported([&] { return with_product(product, call); });
+}
+
+void rnnfast_group_resources(int product, const int64_t* sizes, int is_backward, int64_t* result) {
+  void* const no_rows[2] = {};
+  const Shape shape = shape_of(sizes, no_rows);
+  const GroupResources resources = with_product(product, [&]<Product kProduct>() {
+    return is_backward ? group_backward_resources<kProduct>(shape) : group_forward_resources<kProduct>(shape);
+  });
+  result[0] = resources.threads, result[1] = resources.shared_bytes;
+  result[2] = resources.members, result[3] = resources.exchange_bytes;
+}
+
+void rnnfast_group_seed(uint64_t seed) {
+  options.seed = seed;
+  rnnfast::emulator::configure(options);
+}
+
+void rnnfast_group_device(unsigned resident_blocks) {
+  options.resident_blocks = resident_blocks;
+  rnnfast::emulator::configure(options);
+}
