@@ -23,10 +23,10 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test bench lint format test-asan abi-check aarch64-check clean
+.PHONY: help setup test bench gpu-check lint format test-asan abi-check aarch64-check clean
 
 help:
-	@echo "make test | bench [BENCH=cpu|full] | lint | format | test-asan | abi-check | aarch64-check | clean"
+	@echo "make test | bench [BENCH=cpu|full|gpu] | gpu-check | lint | format | test-asan | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
@@ -35,6 +35,11 @@ test: setup
 
 bench: setup
 	$(RUN) -m bench
+
+# On a machine with a GPU: builds, checks the kernels on it, leaves logs and summary.json in OUT; at most 8 minutes.
+OUT ?= bench/out/gpu
+gpu-check: $(PACKAGES)
+	$(RUN) tools/gpu_check.py --out $(OUT)
 
 lint: $(PACKAGES)
 	$(RUFF) check .
