@@ -26,7 +26,7 @@ CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 .PHONY: help setup test bench gpu-check lint format test-asan abi-check aarch64-check clean
 
 help:
-	@echo "make test | bench [BENCH=cpu|full|gpu] | gpu-check | lint | format | test-asan | abi-check | aarch64-check | clean"
+	@echo "make test | bench [BENCH=cpu|full|gpu-quick|gpu] | gpu-check | lint | format | test-asan | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 

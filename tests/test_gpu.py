@@ -54,7 +54,7 @@ def layer(kind: str, T: int, B: int, I: int, H: int, numbers: str, **rest) -> Ca
         T = min(T, 9)  # of many steps each row comes to relu's kink
     projection = PROJECTED_FROM.get(H, 0) if kind == "lstm_projected" else 0
     cell = kind.removesuffix("_projected")
-    return Case(cell, T, B, I, H, proj=projection, dtype=dtype, products=products, threads=ORACLE_THREADS, **rest)
+    return Case(cell, T, B, I, H, proj=projection, dtype=dtype, products=products, **rest)
 
 
 def kinds_of(case: Case) -> str:

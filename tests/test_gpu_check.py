@@ -47,7 +47,7 @@ def test_a_command_that_hangs_is_stopped_with_all_its_children(gpu_check, tmp_pa
     begin = time.monotonic()
     stage = gpu_check.simple("build", ["sh", "-c", "echo here; sleep 30 & sleep 30"], tmp_path)
     assert time.monotonic() - begin < 20 and stage.status == "failed" and "stopped" in stage.what
-    assert "here" in (tmp_path / "build.log").read_text()
+    assert "here" in (tmp_path / "setup.log").read_text()
     assert gpu_check.simple("environment", ["true"], tmp_path).status == "passed"
     assert gpu_check.simple("environment", ["false"], tmp_path).what == "exit status 1"
 

@@ -1,7 +1,8 @@
 """`make gpu-check`: builds, reports the environment, runs tests/test_gpu.py and compute-sanitizer on a GPU.
 
-Every stage writes OUT/<stage>.log and has a time limit, all together 8 minutes; OUT/summary.json is written after each
-and OUT/cases.jsonl after each test, so that a killed run leaves what it knows. Ends with 0 only if every stage is good.
+Every stage has a time limit, all together 8 minutes. OUT gets few files: setup.log, tests.log, one log per sanitizer and
+summary.json, written after each stage; until the tests have ended cases.jsonl has those that have, so that a killed run
+leaves what it knows. Ends with 0 only if every stage is good.
 pytest loads this file too, as the plugin that writes cases.jsonl.
 """
 
@@ -59,7 +60,7 @@ def pytest_runtest_logreport(report) -> None:
 
 def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen:
     """Runs a command in the repository's root, everything that it says in `log`, with its own group of processes."""
-    file = log.open("w")
+    file = log.open("a")
     file.write(f"$ {' '.join(command)}\n")
     file.flush()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -82,7 +83,7 @@ def ended(process: subprocess.Popen, deadline: float) -> int | None:
 
 def simple(name: str, command: list[str], out: Path, **environment: str) -> Stage:
     """One command whose exit status says all."""
-    log, begin = out / f"{name}.log", time.monotonic()
+    log, begin = out / ("tests.log" if name == "tests" else "setup.log"), time.monotonic()
     status = ended(start(command, log, **environment), begin + LIMITS[name])
     good = status == 0
     what = "" if good else f"stopped after {LIMITS[name]} s" if status is None else f"exit status {status}"
@@ -102,6 +103,7 @@ def tests(out: Path) -> tuple[Stage, list[dict]]:
     stage = simple("tests", command, out, PYTHONPATH=path.rstrip(os.pathsep), **{CASES: str(cases)})
     records = [json.loads(line) for line in cases.read_text().splitlines()] if cases.exists() else []
     counts = {outcome: sum(r["outcome"] == outcome for r in records) for outcome in ("passed", "failed", "skipped")}
+    cases.unlink(missing_ok=True)
     stage.what = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) + f" {stage.what}".rstrip()
     if not counts["passed"]:  # pytest is content where everything was skipped
         stage.status = "failed"
@@ -159,6 +161,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out" / "gpu")
     out = parser.parse_args().out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    for old in ("setup", "tests", *SANITIZERS):
+        (out / f"{old}.log").unlink(missing_ok=True)
     stages: list[Stage] = []
     summary: dict[str, object] = {"python": platform.python_version()}
 
@@ -175,7 +179,7 @@ def main() -> int:
         summary |= device_and_versions()
     except ImportError as error:
         keep(Stage("device", "failed", 0.0, str(error)))
-    compiling = start([sys.executable, SMALL], out / "small.log")  # Triton keeps the kernels, for the sanitizer's runs
+    compiling = start([sys.executable, SMALL], out / "setup.log")  # Triton keeps the kernels, for the sanitizer's runs
     stage, records = tests(out)
     ended(compiling, time.monotonic() + 1)
     summary["cases"] = records
