@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from bench import device, floors, measure, parity, peak, plots, providers, repor
 from bench.cases import Case, float32_products
 from bench.suites import Experiment
 
+WITHOUT_TRITON = os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
 SMALL = Case("GRU", "training", 8, 3, seq_len=5)
 
 
@@ -198,6 +201,18 @@ def test_kernels_are_compiled_once():
     for index, part in enumerate(parts):
         for case in part:
             assert where.setdefault(replace(case, batch=0), index) == index
+
+
+def test_compiling_runs_every_case_in_other_processes(monkeypatch):
+    monkeypatch.setattr(warm, "PROCESSES", 1)
+    assert 0 < warm.compile_kernels([SMALL, replace(SMALL, batch=4)], "cpu") < warm.SECONDS
+    call = "warm.main('cpu', [Case('GRU', 'training', 8, 3)])"
+    program = ["from bench import warm", "from bench.cases import Case", call]
+    done = subprocess.run([sys.executable, "-c", "; ".join(program)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stderr == ""
+    refused = "; ".join(program).replace("'cpu'", "'triton'")
+    done = subprocess.run([sys.executable, "-c", refused], env=WITHOUT_TRITON, capture_output=True, text=True)
+    assert done.returncode == 0 and "triton" in done.stderr
 
 
 def test_the_kernels_of_a_call():

@@ -40,8 +40,13 @@ def compile_kernels(cases: Sequence[Case], backend: str) -> float:
     processes = max(1, min(PROCESSES, (os.cpu_count() or 2) - 2))
     running = []
     for part in shares(cases, processes):
-        command = [sys.executable, "-m", "bench.warm", backend, json.dumps([asdict(case) for case in part])]
-        running.append(subprocess.Popen(command, cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL))
+        command = [sys.executable, "-m", "bench.warm", backend]
+        process = subprocess.Popen(
+            command, cwd=Path(__file__).parent.parent, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        process.stdin.write(json.dumps([asdict(case) for case in part]))
+        process.stdin.close()
+        running.append(process)
     for process in running:
         try:
             process.wait(max(0.1, begin + SECONDS - time.monotonic()))
@@ -69,4 +74,4 @@ def main(backend: str, cases: Sequence[Case]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], [Case(**fields) for fields in json.loads(sys.argv[2])])
+    main(sys.argv[1], [Case(**fields) for fields in json.load(sys.stdin)])

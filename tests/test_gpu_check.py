@@ -75,3 +75,14 @@ def test_without_a_gpu_it_fails_and_says_so(gpu_check, tmp_path, monkeypatch, ca
     states = {stage["name"]: stage["status"] for stage in summary["stages"]}
     assert states == {"build": "passed", "environment": "passed", "tests": "failed", "sanitizer": "absent"}
     assert "torch" in summary["versions"] and summary["cases"] == []
+
+
+def test_every_tool_of_the_sanitizer_runs_the_program(gpu_check, tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    error = "echo '========= Race reported in lstm_forward'; exit 99"
+    tool.write_text(f'#!/bin/sh\ncase "$*" in *racecheck*) {error};; esac\necho "whole LSTM done $*"\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *names, **more: str(tool))
+    states = {stage.name: stage.status for stage in gpu_check.sanitizers(tmp_path)}
+    assert states == {"memcheck": "passed", "racecheck": "failed", "synccheck": "passed"}
+    assert "--error-exitcode 99" in (tmp_path / "memcheck.log").read_text()

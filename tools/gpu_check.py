@@ -1,7 +1,7 @@
 """`make gpu-check`: builds, reports the environment, runs tests/test_gpu.py and compute-sanitizer on a GPU.
 
-Every stage has a time limit, all together 8 minutes. OUT gets few files: setup.log, tests.log, one log per sanitizer and
-summary.json, written after each stage; until the tests have ended cases.jsonl has those that have, so that a killed run
+Every stage has a time limit, all together 8 minutes. OUT gets few files: setup.log, tests.log, one log per tool and
+summary.json, written after each stage. Until the tests have ended cases.jsonl has those that have, so that a killed run
 leaves what it knows. Ends with 0 only if every stage is good.
 pytest loads this file too, as the plugin that writes cases.jsonl.
 """
