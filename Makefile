@@ -27,10 +27,11 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test emulator cuda bench lint format test-asan test-triton-matrix abi-check aarch64-check clean
+.PHONY: help setup test emulator cuda bench gpu-check lint format test-asan test-triton-matrix abi-check aarch64-check clean
 
 help:
-	@echo "make test | emulator | cuda | bench [BENCH=cpu|full] | lint | format | test-asan | test-triton-matrix | abi-check | aarch64-check | clean"
+	@echo "make test | bench [BENCH=cpu|full|gpu-quick|gpu] | gpu-check | emulator | cuda | lint | format"
+	@echo "make test-asan | test-triton-matrix | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
@@ -47,6 +48,11 @@ emulator: setup $(EMULATOR)
 
 bench: setup
 	$(RUN) -m bench
+
+# On a machine with a GPU: builds, checks the kernels on it, leaves logs and summary.json in OUT; at most 8 minutes.
+OUT ?= bench/out/gpu
+gpu-check: $(PACKAGES)
+	$(RUN) tools/gpu_check.py --out $(OUT)
 
 lint: $(PACKAGES)
 	$(RUFF) check .

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
+import time
 from pathlib import Path
 
 NEEDED = {"numpy": "numpy", "matplotlib": "matplotlib", "tqdm": "tqdm", "sklearn": "scikit-learn", "torch": "torch"}
-WHOLE_SUITES = ("quick", "cpu", "full")
+QUICK_GPU_MINUTES = 8.0
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    from .suites import SECTIONS
+    import torch
 
-    suites = (*WHOLE_SUITES, *SECTIONS)
+    from .suites import ON_GPU, SECTIONS, WHOLES
+
+    suites = (*WHOLES, *SECTIONS)
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmark of rnnfast against torch.nn.")
-    default = os.environ.get("BENCH") or "quick"
+    default = os.environ.get("BENCH") or ("gpu-quick" if torch.cuda.is_available() else "quick")
     parser.add_argument("suite", nargs="?", default=default, help=f"{', '.join(suites)}, or report; default: $BENCH")
     parser.add_argument("results", nargs="*", type=Path, help="report: the results.json of earlier runs, newest last")
     parser.add_argument("-k", dest="only", default="", help="only names with these words: 'lstm fp32 not 2thr'")
     parser.add_argument("--seconds", type=float, help="time per case, beyond the check and the warm-up")
     parser.add_argument("--out", type=Path, help="where the reports go; default: bench/out/<suite>")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what the results.json in the folder has, do the rest"
+    )
+    parser.add_argument("--minutes", type=float, help="begin no case after this time; default: 8 for gpu-quick")
     parsed = parser.parse_args(arguments)
     if parsed.suite not in (*suites, "report"):
         parser.error(f"unknown suite {parsed.suite!r}; known are {', '.join(suites)}, report")
+    parsed.device = "cuda" if parsed.suite in ON_GPU else "cpu"
+    if parsed.device == "cuda" and not torch.cuda.is_available():
+        parser.error(f"the suite {parsed.suite} needs a CUDA device, and there is none")
+    if parsed.suite == "gpu-quick" and parsed.minutes is None:
+        parsed.minutes = QUICK_GPU_MINUTES
     if (parsed.suite == "report") != bool(parsed.results):
         parser.error("`report` wants files, and only `report` takes them: python -m bench report a.json b.json")
     name = "-".join([parsed.suite, *parsed.only.split()])
@@ -71,57 +84,96 @@ def run(arguments: argparse.Namespace) -> int:
 
     import rnnfast
 
-    from . import measure, onnx_runtime, report, suites
+    from . import device as gpu
+    from . import measure, onnx_runtime, suites, warm
+    from .providers import GPU_BACKEND
     from .workloads import workloads
 
-    suite = arguments.suite
-    device = "cuda" if torch.cuda.is_available() and suite in ("quick", "full") else "cpu"
-    todo = suites.experiments_of(suite, device)
-    trainings = workloads(suite == "full", 1, device) if suite in ("quick", "full") else []
-    if suite == "full" and device == "cpu":
+    begin = time.monotonic()
+    suite, device = arguments.suite, arguments.device
+    experiments = suites.experiments_of(suite)
+    trainings = workloads(suite in ("full", "gpu"), 1, device) if suite in suites.WHOLES and suite != "cpu" else []
+    if suite == "full":
         trainings += workloads(True, 2, device)
-    todo = [experiment for experiment in todo if suites.selected(experiment.case.name, arguments.only)]
-    trainings = [workload for workload in trainings if suites.selected(workload.name, arguments.only)]
-    if not todo and not trainings:
+    todo = {(e.section, e.case.name): e for e in experiments if suites.selected(e.case.name, arguments.only)}
+    todo |= {("workloads", w.name): w for w in trainings if suites.selected(w.name, arguments.only)}
+    if not todo:
         print(f"no case of the suite {suite} has {arguments.only!r} in its name", file=sys.stderr)
         return 2
 
-    common = {"machine": measure.machine(device), "isa": measure.isa(), "versions": measure.versions()}
-    common["commit"] = measure.commit()
+    common = {"machine": measure.machine(device), "isa": measure.isa() if device == "cpu" else GPU_BACKEND}
+    common |= {"versions": measure.versions(), "commit": measure.commit()}
     print(
         f"{common['machine']}; torch {torch.__version__}, rnnfast {rnnfast.__version__}, backends {rnnfast.backends()}"
     )
     if device == "cpu" and onnx_runtime.missing():
         print(f"without ONNX Runtime: {onnx_runtime.missing()}")
-    records: list[measure.Record] = []
-
-    def keep(record: measure.Record) -> None:
-        records.append(record | common)
-        if record["failure"]:
-            progress.write(f"WRONG RESULT {record['name']}: {record['failure']}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = Results(arguments.out, common)
+    if arguments.resume:
+        todo = results.left_of(todo)
+    if device == "cuda":
+        (arguments.out / "device.json").write_text(json.dumps(gpu.facts(), indent=1) + "\n")
+        cases = [job.case for job in todo.values() if isinstance(job, suites.Experiment)]
+        print(f"compiled the kernels of {len(cases)} cases in {warm.compile_kernels(cases, GPU_BACKEND):.0f} s")
 
     tqdm.monitor_interval = 0  # its thread would be counted in the CPU time
-    progress = tqdm(total=len(todo) + len(trainings), desc=suite, unit="case", dynamic_ncols=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    try:
-        with progress:
-            for experiment in todo:
-                progress.set_postfix_str(experiment.case.name)
-                if experiment.section == "memory":
-                    keep(measure.measure_memory(experiment.case))
-                else:
-                    seconds = arguments.seconds or suites.seconds_of(suite, experiment.section)
-                    keep(measure.measure_case(experiment, seconds))
-                progress.update()
-            for workload in trainings:
-                progress.set_postfix_str(workload.name)
-                for record in measure.measure_workload(workload):
-                    keep(record)
-                progress.update()
-    finally:  # hours of measurements must survive an interruption
-        report.write_json(arguments.out, records)
+    with tqdm(total=len(todo), desc=suite, unit="case", dynamic_ncols=True) as progress:
+        for (section, name), job in todo.items():
+            if arguments.minutes and time.monotonic() - begin > 60 * arguments.minutes:
+                progress.write(f"{arguments.minutes:g} minutes are over; --resume measures the rest")
+                break
+            progress.set_postfix_str(name)
+            seconds = arguments.seconds or suites.seconds_of(suite, section)
+            if device == "cpu":
+                found, alive = list(measure.measure(job, seconds)), True
+            else:
+                results.keep(measure.unfinished(section, name, job.case, "did not end: it hung or was stopped"))
+                with rnnfast.backend(GPU_BACKEND, strict=True):
+                    found, alive = measure.measure_on_gpu(section, name, job, seconds)
+            for record in found:
+                results.keep(record)
+                if record["failure"]:
+                    progress.write(f"WRONG RESULT {record['name']}: {record['failure']}")
+            progress.update()
+            if not alive:
+                progress.write("the GPU answers no more after this case; --resume measures the rest, this one last")
+                break
+    records = results.records()
     write(arguments.out, f"rnnfast against torch.nn: {suite}", records, grid_goals=suite != "quick")
     return 1 if any(record["failure"] for record in records) else 0
+
+
+class Results:
+    """The records of a run by section and name, written to results.json after every case."""
+
+    def __init__(self, folder: Path, common: dict) -> None:
+        self.folder, self.common = folder, common
+        self.by_name: dict[tuple[str, str], dict] = {}
+
+    def records(self) -> list[dict]:
+        return list(self.by_name.values())
+
+    def keep(self, record: dict) -> None:
+        from . import report
+
+        self.by_name[record["section"], record["name"]] = record | self.common
+        report.write_json(self.folder, self.records())
+
+    def left_of(self, todo: dict[tuple[str, str], object]) -> dict[tuple[str, str], object]:
+        """Takes over what results.json has; returns the rest, and last of all what failed: it may hang again.
+
+        Raises ValueError where those results are of another machine.
+        """
+        path = self.folder / "results.json"
+        for record in json.loads(path.read_text()) if path.exists() else []:
+            if any(record[key] != self.common[key] for key in ("machine", "isa")):
+                raise ValueError(
+                    f"{path} is of {record['machine']} ({record['isa']}), this is {self.common['machine']}"
+                )
+            self.by_name[record["section"], record["name"]] = record
+        failed = {key: job for key, job in todo.items() if key in self.by_name and self.by_name[key]["failure"]}
+        return {key: job for key, job in todo.items() if key not in self.by_name} | failed
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from types import ModuleType
@@ -13,6 +14,8 @@ from torch import nn
 CELLS = ("LSTM", "GRU", "RNN")
 MODES = ("inference", "training")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# On a GPU float32 is two things: products of tensor cores, which round to TF32, or exact ones.
+DTYPES |= {"fp32-tf32": torch.float32, "fp32-ieee": torch.float32}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 NAME_OF_MODE = {"inference": "infer", "training": "train", "forward": "forward", "step": "step"}
 
@@ -90,6 +93,21 @@ class Case:
         for layer in range(self.num_layers):
             inputs = (self.proj_size or self.hidden_size) * directions if layer else self.input_size
             yield from [GATES[self.cell] * self.hidden_size * inputs] * directions
+
+
+@contextmanager
+def float32_products(case: Case) -> Iterator[None]:
+    """Sets torch's switches for float32 products on a GPU, which rnnfast follows, where the case's dtype names them."""
+    switches = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        if case.dtype.startswith("fp32-"):
+            switch.fp32_precision = case.dtype.removeprefix("fp32-")
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
 
 
 def grid(

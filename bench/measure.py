@@ -6,9 +6,9 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -17,9 +17,9 @@ from torch import nn
 import rnnfast
 from rnnfast import _ext
 
-from . import memory, onnx_runtime, parity, peak, training
+from . import device, memory, onnx_runtime, parity, peak, training
 from .busy import busy_cores
-from .cases import Case
+from .cases import Case, float32_products
 from .goals import Record
 from .providers import Problem, Runner
 from .suites import Experiment
@@ -45,6 +45,8 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__, "rnnfast": rnnfast.__version__}
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        with suppress(PackageNotFoundError):
+            found["triton"] = version("triton")
     if onnx_runtime.missing() is None:
         found["onnxruntime"] = version("onnxruntime")
     return found
@@ -66,11 +68,43 @@ def commit() -> str:
     return name.strip() + ("+" if changes else "")
 
 
+def measure(job: Experiment | Workload, seconds: float) -> Iterator[Record]:
+    """The records of an experiment or a workload: one, or two where a trained model is also timed at work."""
+    if isinstance(job, Workload):
+        yield from measure_workload(job)
+    elif job.section == "memory":
+        yield measure_memory(job.case)
+    else:
+        yield measure_case(job, seconds)
+
+
+def measure_on_gpu(section: str, name: str, job: Experiment | Workload, seconds: float) -> tuple[list[Record], bool]:
+    """The same, or the record of its failure, so that one bad case does not end hours of others; and whether the GPU
+    still answers: after a wrong access to memory nothing of this process runs on it."""
+    try:
+        records = list(measure(job, seconds))
+    except Exception as error:
+        records = [unfinished(section, name, job.case, f"{type(error).__name__}: {error}")]
+    parity.reference.cache_clear()
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return records, False
+    return records, True
+
+
 def measure_case(experiment: Experiment, seconds: float) -> Record:
     """Checks the case's results, then times it for about `seconds`; a wrong result gets no times."""
+    with float32_products(experiment.case):
+        return _measured(experiment, seconds)
+
+
+def _measured(experiment: Experiment, seconds: float) -> Record:
     case = experiment.case
     machine_limits = peak.limits(case)
     torch.set_num_threads(case.threads)
+    on_gpu = {}
     with torch.set_grad_enabled(case.mode != "inference"):
         problem = Problem(case)
         runners = [Runner(namespace, problem) for namespace in (nn, rnnfast)]
@@ -80,19 +114,28 @@ def measure_case(experiment: Experiment, seconds: float) -> Record:
             others, wrong_onnx = _beside(experiment, problem, runners[0].module)
             calls = {"torch": runners[0].timed, "rnnfast": runners[1].timed, **others}
             busy = experiment.section == "oversubscribed"
-            clock = BusyClock() if busy else new_clock(case.device, case.threads)
+            clock = BusyClock() if busy else new_clock(case.device, case.threads, repeatable=True)
             with busy_cores() if busy else nullcontext():
                 timing = interleave(calls, clock, seconds, settle="onnxruntime" in calls and case.threads > 1)
+            if case.device == "cuda":
+                on_gpu = {"clocks": device.state(), "kernels": device.kernels(calls["torch"])}
         record = _record(experiment.section, case.name, case, runners[1].backend(), verdict, timing)
-    record |= machine_limits | {"onnxruntime_failure": wrong_onnx}
+    record |= machine_limits | {"onnxruntime_failure": wrong_onnx} | on_gpu
     if timing is not None:
         record |= {
             "torch_gflops": case.flops() / timing.torch_ms / 1e6,
             "gflops": case.flops() / timing.rnnfast_ms / 1e6,
             "torch_fraction": machine_limits["bound_ms"] / timing.torch_ms,
             "fraction": machine_limits["bound_ms"] / timing.rnnfast_ms,
+            "torch_us_per_step": timing.torch_ms * 1e3 / case.seq_len,
+            "us_per_step": timing.rnnfast_ms * 1e3 / case.seq_len,
         }
     return record
+
+
+def unfinished(section: str, name: str, case: Case, reason: str) -> Record:
+    """The record of a case or workload that has no result."""
+    return _record(section, name, case, "none", parity.Parity("", 0.0, 0.0, 0.0, reason), None)
 
 
 def _beside(experiment: Experiment, problem: Problem, module: nn.Module) -> tuple[dict[str, Call], str | None]:

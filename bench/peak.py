@@ -7,7 +7,8 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from .cases import DTYPES, Case
+from . import floors
+from .cases import DTYPES, GATES, Case
 from .timing import new_clock
 
 SAMPLES = 8
@@ -15,8 +16,9 @@ SAMPLE_BYTES = 400e6  # what one sample reads: some milliseconds
 
 
 @functools.cache
-def peak_gflops(dtype: torch.dtype, threads: int, device: str) -> float:
-    """GFLOP/s of the faster of a square matrix product and a 3x3 convolution in `dtype`."""
+def peak_gflops(dtype_name: str, threads: int, device: str) -> float:
+    """GFLOP/s of the faster of a square matrix product and a 3x3 convolution; on a GPU of the product."""
+    dtype = DTYPES[dtype_name]
     torch.set_num_threads(threads)
     clock = new_clock(device, threads)
     side, channels, width = (8192, 256, 64) if device == "cuda" else (384, 128, 28)
@@ -31,7 +33,7 @@ def peak_gflops(dtype: torch.dtype, threads: int, device: str) -> float:
         for flops, call in (
             (2.0 * side**3, lambda: torch.mm(a, b)),
             (2.0 * convolved * channels * 9, lambda: F.conv2d(image, kernel)),
-        ):
+        )[: 1 if device == "cuda" else 2]:
             best = max(best, *(flops / clock.measure(call, 1).clock for _ in range(SAMPLES)))
     return best
 
@@ -54,15 +56,33 @@ def limits(case: Case) -> dict[str, float | str | None]:
 
     Threads share the weights, and each reads as fast as one core alone: beyond the caches that is an upper limit.
     """
-    peak, width = peak_gflops(DTYPES[case.dtype], case.threads, case.device), DTYPES[case.dtype].itemsize
+    peak, width = peak_gflops(case.dtype, case.threads, case.device), DTYPES[case.dtype].itemsize
     arithmetic_ms, reading_ms, bandwidth = case.flops() / peak / 1e6, 0.0, None
     if case.device == "cpu":
         bandwidth = case.threads * read_gbs(case.recurrent_weights() * width // case.threads)
         reading_ms = case.weights_read() * width / bandwidth / 1e6
+    step_us = floors.step_us(case) if case.device == "cuda" and _is_hopper() else None
+    steps_ms = 0.0 if step_us is None else step_us * case.seq_len / 1e3 + _other_flops(case) / peak / 1e6
+    bounds = {"arithmetic": arithmetic_ms, "weights": reading_ms, "steps": steps_ms}
+    bound_by = max(bounds, key=bounds.get)
     return {
+        "floor_us_per_step": step_us,
         "peak_gflops": peak,
         "bandwidth_gbs": bandwidth,
         "flops_per_byte": case.flops() / (case.weights_read() * width),
-        "bound_ms": max(arithmetic_ms, reading_ms),
-        "bound_by": "weights" if reading_ms > arithmetic_ms else "arithmetic",
+        "bound_ms": bounds[bound_by],
+        "bound_by": bound_by,
     }
+
+
+def _is_hopper() -> bool:
+    """Whether the GPU is the chip that the floors are of."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return (properties.major, properties.multi_processor_count) == (9, 132)
+
+
+def _other_flops(case: Case) -> float:
+    """Operations of one plain layer outside the recurrence: of the input, and the gradients of input and weights."""
+    of_input = GATES[case.cell] * case.hidden_size * case.input_size
+    products = 3 * of_input + case.recurrent_weights() if case.has_gradients else of_input
+    return 2.0 * products * sum(case.lengths())

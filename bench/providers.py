@@ -15,6 +15,8 @@ import rnnfast
 
 from .cases import DTYPES, Case, new_module
 
+GPU_BACKEND = "triton"  # no GPU backend is a default yet, so the suites on the GPU ask for this one
+
 
 class Problem:
     """A case's numbers, the same for every provider: weights, input [T, B, I] and the gradient of the output.
@@ -27,11 +29,11 @@ class Problem:
         dtype = DTYPES[case.dtype]
         self.case = case
         self.state = {name: w.to(case.device, dtype) for name, w in new_module(nn, case).state_dict().items()}
-        self.input = torch.randn(case.seq_len, case.batch, case.input_size).to(case.device, dtype)
+        self.input = torch.randn(case.seq_len, case.batch, case.input_size, device=case.device).to(dtype)
         self.lengths = torch.tensor(case.lengths())
         width = (case.proj_size or case.hidden_size) * (1 + case.bidirectional)
         rows = (sum(case.lengths()),) if case.form == "packed" else (case.seq_len, case.batch)
-        self.grad_output = torch.randn(*rows, width).to(case.device, dtype)
+        self.grad_output = torch.randn(*rows, width, device=case.device).to(dtype)
 
     def double(self) -> Problem:
         problem = copy.copy(self)

@@ -10,6 +10,7 @@ from . import goals
 from .goals import Outcome, Record, geomean
 
 CONTENDED = "Other programs held the cores while several threads were timed; close them and repeat for these cases."
+LONGEST_KERNEL = 40  # characters of its name in a table; results.json has more
 HEADINGS = {
     "grid": "Cases",
     "other": "Other layers",
@@ -115,6 +116,9 @@ def case_table(records: Sequence[Record]) -> str:
     def when_timed(text: Callable[[Record], str]) -> Callable[[Record], str]:
         return lambda record: "" if record["speedup"] is None or record["contended"] else text(record)
 
+    def on_gpu(text: Callable[[Record], str]) -> Callable[[Record], str]:
+        return when_timed(lambda r: text(r) if "kernels" in r else "")
+
     def onnx(text: Callable[[float, Record], str]) -> Callable[[Record], str]:
         ms = "onnxruntime"
         return when_timed(lambda r: text(r["beside_ms"][ms], r) if ms in r.get("beside_ms", ()) else "")
@@ -129,6 +133,10 @@ def case_table(records: Sequence[Record]) -> str:
         f"onnxruntime {name}": onnx(lambda ms, r: f"{ms * unit:.4g}"),
         "its ratio": onnx(lambda ms, r: f"{ms / r['rnnfast_ms']:.2f}"),
         heading: when_timed(lambda r: f"{relative(r):.2f}" if relative else ""),
+        "wall ratio": on_gpu(lambda r: f"{r['wall_speedup']:.2f}"),
+        "torch us/step": on_gpu(lambda r: f"{r['torch_us_per_step']:.2f}"),
+        "us/step": on_gpu(lambda r: f"{r['us_per_step']:.2f}"),
+        "torch's kernel": on_gpu(lambda r: r["kernels"][0][:LONGEST_KERNEL] if r["kernels"] else ""),
         "of limit": when_timed(lambda r: f"{r['fraction']:.0%}" if "fraction" in r else ""),
         "limit": when_timed(lambda r: r.get("bound_by", "")),
         "error": lambda r: f"{r['err']:.1e}",
@@ -228,7 +236,9 @@ def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome])
 
 
 def write_json(folder: Path, records: Sequence[Record]) -> None:
-    (folder / "results.json").write_text(json.dumps(list(records), indent=1) + "\n")
+    unfinished = folder / "results.json.unfinished"
+    unfinished.write_text(json.dumps(list(records), indent=1) + "\n")
+    unfinished.replace(folder / "results.json")  # a run that is killed here leaves the file as it was
 
 
 def write_markdown(

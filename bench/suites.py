@@ -11,9 +11,11 @@ from .cases import CELLS, MODES, Case, grid
 
 HIDDEN, BATCHES = (32, 64, 128, 256, 512, 1024), (1, 4, 16, 64)
 GPU_SEQ_LEN = 512
+GPU_DTYPES = ("bf16", "fp16", "fp32-tf32", "fp32-ieee")
+GPU_HIDDEN, GPU_BATCHES = (32, 64, 128, 192, 256, 320, 512, 640, 1024, 2048), (1, 4, 16, 64, 256)
 # Seconds of timing per case, beyond the check and the warm-up. Long calls take more: at least 3 rounds are timed.
 SECONDS = {"grid": 5.0, "calls": 1.0, "layers": 1.0, "packed": 1.0, "neighbours": 1.0, "oversubscribed": 4.0}
-SECONDS_ELSEWHERE, SECONDS_QUICK = 1.0, 0.6
+SECONDS_ELSEWHERE, SECONDS_QUICK, SECONDS_GPU = 1.0, 0.6, 0.4
 
 
 @dataclass(frozen=True)
@@ -159,28 +161,43 @@ def full() -> list[Experiment]:
     return experiments
 
 
-def gpu(quick: bool) -> list[Experiment]:
-    """The grid on the current CUDA device; the quick one has every second size and no 16-bit brain floats."""
-    hidden = (64, 256, 512, 1024) if quick else (32, 64, 128, 192, 256, 320, 512, 640, 1024, 2048)
-    batches = (1, 16, 64) if quick else (1, 4, 16, 64, 256)
-    experiments: list[Experiment] = []
-    for dtype in ("fp32", "fp16") if quick else ("fp32", "bf16", "fp16"):
-        cases = grid(hidden, batches, dtype=dtype, seq_len=GPU_SEQ_LEN, device="cuda")
-        experiments += [Experiment("grid", case) for case in cases]
-    single_steps = [Case(cell, mode, 64, 1, seq_len=1) for mode, cell in product(MODES, CELLS)]
-    cases = [replace(case, device="cuda") for case in (*single_steps, *special(threads=1))]
-    return experiments + [Experiment("other", case) for case in (*cases, *large(device="cuda"))]
+def gpu_quick() -> list[Experiment]:
+    """6 to 8 minutes on an H200: small and large layers, one row and many, in every kind of numbers."""
+    rest = {"seq_len": GPU_SEQ_LEN, "device": "cuda"}
+    cases: list[Case] = []
+    for dtype in GPU_DTYPES:
+        cases += grid((64, 128, 256, 512, 1024), (1, 64), cells=("LSTM", "GRU"), dtype=dtype, **rest)
+    for dtype in ("bf16", "fp32-tf32"):
+        cases += grid((128, 512), (1, 64), cells=("RNN",), dtype=dtype, **rest)
+    return [Experiment("grid", case) for case in cases]
 
 
-def experiments_of(suite: str, device: str) -> list[Experiment]:
+def gpu() -> list[Experiment]:
+    """The whole grid on the current CUDA device, sizes at which cuDNN changes its kernel, other layers."""
+    rest = {"seq_len": GPU_SEQ_LEN, "device": "cuda"}
+    cases: list[Case] = []
+    for dtype in GPU_DTYPES:
+        cases += grid(GPU_HIDDEN, GPU_BATCHES, dtype=dtype, **rest)
+    others: list[Case] = []
+    for dtype in ("fp16", "bf16"):
+        others += grid((96, 129, 193, 200, 384, 768), (8, 64), cells=("LSTM",), dtype=dtype, **rest)
+    others += [Case(cell, mode, 64, 1, seq_len=1, device="cuda") for mode, cell in product(MODES, CELLS)]
+    others += [*(replace(case, device="cuda") for case in special(threads=1)), *large(device="cuda")]
+    return [Experiment("grid", case) for case in cases] + [Experiment("other", case) for case in others]
+
+
+WHOLES = {"quick": quick, "cpu": cpu, "full": full, "gpu-quick": gpu_quick, "gpu": gpu}
+ON_GPU = ("gpu-quick", "gpu")
+
+
+def experiments_of(suite: str) -> list[Experiment]:
     """The experiments of a suite or of one section by their name."""
-    if device == "cuda":
-        return gpu(quick=suite == "quick")
-    wholes = {"quick": quick, "cpu": cpu, "full": full}
-    return list((wholes.get(suite) or SECTIONS[suite])())
+    return list((WHOLES.get(suite) or SECTIONS[suite])())
 
 
 def seconds_of(suite: str, section: str) -> float:
+    if suite in ON_GPU:
+        return SECONDS_GPU
     return SECONDS_QUICK if suite == "quick" else SECONDS.get(section, SECONDS_ELSEWHERE)
 
 

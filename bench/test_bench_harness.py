@@ -126,7 +126,7 @@ def test_calls_and_steps(form, seq_len, mode):
 
 
 def test_case_names_are_unique():
-    for suite in (suites.quick(), suites.cpu(), suites.full(), suites.gpu(quick=True), suites.gpu(quick=False)):
+    for suite in (suites.quick(), suites.cpu(), suites.full(), suites.gpu_quick(), suites.gpu()):
         names = [(experiment.section, experiment.case.name) for experiment in suite]
         assert len(set(names)) == len(names)
     assert len(list(suites.cpu_grid())) == len(goals.GRID) * 3 * 6 * 4

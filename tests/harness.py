@@ -38,6 +38,12 @@ class Case:
     wrt: tuple[str, ...] = ("input", "hx", "cx", "weights")  # what needs a gradient; or parameter names
     threads: int = 1
     seed: int = 0
+    products: str = "ieee"  # of float32 on a GPU, torch's and ours alike; also "tf32". A CPU knows no other than exact
+
+    @property
+    def rounding(self) -> torch.dtype:
+        """The dtype whose rounding counts: TF32 keeps as many bits of a product's operands as float16."""
+        return torch.float16 if self.dtype is torch.float32 and self.products == "tf32" else self.dtype
 
     @property
     def directions(self) -> int:
@@ -63,6 +69,20 @@ def num_threads(n: int):
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def float32_products(products: str):
+    """torch's switches for the products of recurrent layers and for all others on a GPU; ours follow them."""
+    switches = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = products
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
 def make_module(package, case: Case) -> torch.nn.Module:
     """The case's module of `package` (torch.nn or rnnfast); its weights follow from the seed alone."""
     options = {
@@ -84,7 +104,7 @@ def make_module(package, case: Case) -> torch.nn.Module:
             values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) * 2 - 1
             # By the fan-in where that is larger: saturated units would only measure the cancellation in 1 - h^2.
             parameter.copy_(values / max(case.H, parameter.shape[-1]) ** 0.5)
-        if case.cell == "rnn_relu" and case.bias and case.dtype in (torch.bfloat16, torch.float16):
+        if case.cell == "rnn_relu" and case.bias and case.rounding in (torch.bfloat16, torch.float16):
             decide_relu(module)
     return module
 
@@ -161,7 +181,7 @@ def module_forward(module, case: Case, x: Tensor, hx, lengths: Tensor | None):
         output, _ = torch.nn.utils.rnn.pad_packed_sequence(packed, total_length=case.T)
     else:
         fed = x.transpose(0, 1) if case.batch_first else x
-        options = {} if lengths is None else {"lengths": lengths}
+        options = {} if lengths is None else {"lengths": lengths.to(x.device)}
         output, states = module(fed, hx, **options)
         output = output.transpose(0, 1) if case.batch_first else output
     return (output, *states) if case.cell == "lstm" else (output, states, None)
@@ -174,9 +194,10 @@ def stock_with_lengths(module, case: Case, x: Tensor, hx, lengths: Tensor):
         hx = x.new_zeros(stack, case.B, h_out)
         hx = (hx, x.new_zeros(stack, case.B, case.H)) if case.cell == "lstm" else hx
     rows = lengths.nonzero().flatten()
+    nonzero, rows = lengths[rows], rows.to(x.device)
     if rows.numel() == 0:
         return (x.new_zeros(case.T, case.B, case.directions * h_out), *(hx if case.cell == "lstm" else (hx, None)))
-    packed = torch.nn.utils.rnn.pack_padded_sequence(x[:, rows], lengths[rows], enforce_sorted=False)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x[:, rows], nonzero, enforce_sorted=False)
     if case.cell == "lstm":
         packed, (h, c) = module(packed, (hx[0][:, rows], hx[1][:, rows]))
         h_n, c_n = hx[0].index_copy(1, rows, h), hx[1].index_copy(1, rows, c)
@@ -189,9 +210,13 @@ def stock_with_lengths(module, case: Case, x: Tensor, hx, lengths: Tensor):
 
 
 def run(case: Case, data: Data, forward, parameters: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Outputs and all gradients asked for. `forward(x, hx)` -> output, h_n, c_n. Unused inputs get zeros."""
+    """Outputs and all gradients asked for, on the device of the parameters. Unused inputs get zeros.
+
+    `forward(x, hx)` -> output, h_n, c_n.
+    """
+    device = next(iter(parameters.values())).device
     wanted = set(parameters) if "weights" in case.wrt else set(case.wrt) & set(parameters)
-    leaves = {name: getattr(data, name).to(dtype).detach() for name in ("input", "hx", "cx")}
+    leaves = {name: getattr(data, name).to(device, dtype).detach() for name in ("input", "hx", "cx")}
     if not case.hx or case.cell != "lstm":
         leaves = {name: leaves[name] for name in (("input", "hx") if case.hx else ("input",))}
     needs = {name: leaf.requires_grad_() for name, leaf in leaves.items() if name in case.wrt}
@@ -205,7 +230,9 @@ def run(case: Case, data: Data, forward, parameters: dict[str, Tensor], dtype: t
         hx = (hx, laid_out(leaves["cx"], case))
     results = dict(zip(("output", "h_n", "c_n"), forward(x, hx), strict=True))
     results = {name: value for name, value in results.items() if value is not None}
-    lost = [(results[name], grad_layout(data.grads[name].to(dtype), case)) for name in case.loss if name in results]
+    lost = [
+        (results[name], grad_layout(data.grads[name].to(device, dtype), case)) for name in case.loss if name in results
+    ]
     lost = [(value, grad) for value, grad in lost if value.requires_grad]
     grads = torch.autograd.grad(
         [value for value, _ in lost], list(needs.values()), [grad for _, grad in lost], allow_unused=True
@@ -249,7 +276,7 @@ def run_oracle(case: Case, data: Data, module: torch.nn.Module) -> dict[str, Ten
     if case.cell == "rnn_relu":
         with torch.no_grad():
             run_values(case, data, forward, torch.float64)
-        data.zero_rows(~relu_safe_rows(pre_activations, case.dtype))
+        data.zero_rows(~relu_safe_rows(pre_activations, case.rounding))
     return run(case, data, forward, parameters, torch.float64)
 
 
@@ -258,9 +285,10 @@ def conditioning(case: Case, data: Data, module: torch.nn.Module) -> dict[str, f
     parameters = {name: p.detach().double() for name, p in module.named_parameters()}
     forward = oracle_forward(case, data, parameters, [])
     reference, moved = run(case, data, forward, parameters, torch.float64), {}
-    # Results are stored in the case's dtype; activations are right to 2 ulp of the dtype that they are computed in.
+    # Results are stored in the case's dtype (TF32: rounded when they are multiplied); activations are right to 2 ulp of
+    # the dtype that they are computed in.
     with reference64.rounded_activations(
-        torch.finfo(case.dtype).eps / 2 + 2 * torch.finfo(accumulation(case.dtype)).eps
+        torch.finfo(case.rounding).eps / 2 + 2 * torch.finfo(accumulation(case.dtype)).eps
     ):
         for _ in range(3):
             for name, value in run(case, data, forward, parameters, torch.float64).items():
@@ -268,11 +296,11 @@ def conditioning(case: Case, data: Data, module: torch.nn.Module) -> dict[str, f
     return moved
 
 
-def run_values(case: Case, data: Data, forward, dtype: torch.dtype) -> dict[str, Tensor]:
+def run_values(case: Case, data: Data, forward, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
     """Outputs and states only, under no_grad."""
     with torch.no_grad():
-        x = laid_out(data.input.to(dtype), case, case.T)
-        hx, cx = (laid_out(state.to(dtype), case) for state in (data.hx, data.cx))
+        x = laid_out(data.input.to(device, dtype), case, case.T)
+        hx, cx = (laid_out(state.to(device, dtype), case) for state in (data.hx, data.cx))
         values = forward(x, ((hx, cx) if case.cell == "lstm" else hx) if case.hx else None)
     return {name: value for name, value in zip(("output", "h_n", "c_n"), values, strict=True) if value is not None}
 
@@ -294,8 +322,8 @@ def run_stock(case: Case, data: Data, module: torch.nn.Module) -> dict[str, Tens
     return run(case, data, forward, dict(module.named_parameters()), case.dtype)
 
 
-def check(case: Case, backend: str = "cpu") -> None:
-    """Asserts the parity rule for one case, with gradients and under no_grad."""
+def check(case: Case, backend: str = "cpu", device: str = "cpu") -> None:
+    """Asserts the parity rule for one case, with gradients and under no_grad; the oracle runs on the CPU."""
     data = Data(case)
     stock_case = case if case.ragged != "lengths" else Case(**{**vars(case), "batch_first": False})
     stock, fast = make_module(torch.nn, stock_case), make_module(rnnfast, case)
@@ -304,17 +332,22 @@ def check(case: Case, backend: str = "cpu") -> None:
     def forward(x, hx):
         return module_forward(fast, case, x, hx, data.lengths)
 
-    with num_threads(case.threads):
-        of_torch = run_stock(stock_case, data, stock)
+    exactness = contextlib.nullcontext() if device == "cpu" else float32_products(case.products)
+    with num_threads(case.threads), exactness:
+        of_torch = run_stock(stock_case, data, stock.to(device))
+        fast.to(device)
         with rnnfast.backend(backend, strict=True):
             actual = run(case, data, forward, dict(fast.named_parameters()), case.dtype)
-            inferred = run_values(case, data, forward, case.dtype)
+            inferred = run_values(case, data, forward, case.dtype, device)
+    of_torch, actual, inferred = (
+        {name: result.cpu() for name, result in results.items()} for results in (of_torch, actual, inferred)
+    )
     gates = {"lstm": 4, "gru": 3}.get(case.cell, 1)
     options = {
         "value_terms": case.I + case.H,
         "gradient_terms": max(case.T * case.B, gates * case.H),
-        "conditioning": lambda: conditioning(case, data, stock),
+        "conditioning": lambda: conditioning(case, data, stock.cpu()),
     }
-    assert_parity(actual, of_torch, reference, case.dtype, **options)
+    assert_parity(actual, of_torch, reference, case.rounding, **options)
     values = ({name: results[name] for name in inferred} for results in (of_torch, reference))
-    assert_parity(inferred, *values, case.dtype, **options)
+    assert_parity(inferred, *values, case.rounding, **options)

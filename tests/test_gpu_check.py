@@ -1,0 +1,88 @@
+"""tools/gpu_check.py, as far as it can be tested without a GPU: what it keeps and what it calls a failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parent.parent / "tools"
+
+
+@pytest.fixture
+def gpu_check(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check, "LIMITS", {name: 60 for name in gpu_check.LIMITS})
+    return gpu_check
+
+
+def test_every_test_is_kept_as_it_ends(gpu_check, tmp_path):
+    program = tmp_path / "test_program.py"
+    program.write_text(
+        "import pytest\n"
+        "def test_good(record_property): record_property('kinds', 'whole')\n"
+        "def test_bad(): assert 1 == 2\n"
+        "@pytest.mark.skip(reason='no CUDA device')\n"
+        "def test_absent(): pass\n"
+    )
+    cases = tmp_path / "cases.jsonl"
+    command = [sys.executable, "-m", "pytest", "-p", "gpu_check", str(program), "-c", os.devnull]
+    environment = os.environ | {gpu_check.CASES: str(cases), "PYTHONPATH": str(TOOLS)}
+    subprocess.run(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, timeout=60)
+    good, bad, absent = map(json.loads, cases.read_text().splitlines())
+    assert (good["case"], good["outcome"], good["kinds"]) == ("test_good", "passed", "whole")
+    assert bad["outcome"] == "failed" and "assert 1 == 2" in bad["failure"]
+    assert absent["outcome"] == "skipped" and "no CUDA device" in absent["failure"]
+
+
+def test_a_command_that_hangs_is_stopped_with_all_its_children(gpu_check, tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu_check.LIMITS, "build", 0.5)
+    begin = time.monotonic()
+    stage = gpu_check.simple("build", ["sh", "-c", "echo here; sleep 30 & sleep 30"], tmp_path)
+    assert time.monotonic() - begin < 20 and stage.status == "failed" and "stopped" in stage.what
+    assert "here" in (tmp_path / "setup.log").read_text()
+    assert gpu_check.simple("environment", ["true"], tmp_path).status == "passed"
+    assert gpu_check.simple("environment", ["false"], tmp_path).what == "exit status 1"
+
+
+def test_what_the_sanitizer_says(gpu_check):
+    head = "whole LSTM torch.float32 done\nwhole GRU torch.float32 done\n"
+    ours = "========= Invalid __global__ write of size 4 bytes\n=========     at lstm_forward+0x120 in lstm.py:40\n"
+    theirs = "========= Race reported in sm90_gemm_bf16\n"
+    assert gpu_check.verdict("memcheck", 0, head + "========= ERROR SUMMARY: 0 errors\n") == (
+        "passed",
+        "2 layers, exit status 0",
+    )
+    assert gpu_check.verdict("memcheck", gpu_check.FOUND, head + ours)[0] == "failed"
+    assert gpu_check.verdict("racecheck", gpu_check.FOUND, head + theirs)[0] == "passed"
+    assert gpu_check.verdict("racecheck", 1, head)[0] == "failed"
+    assert gpu_check.verdict("synccheck", None, head)[0] == "failed"
+
+
+def test_without_a_gpu_it_fails_and_says_so(gpu_check, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "simple", lambda name, *rest, **more: gpu_check.Stage(name, "passed", 0.0, ""))
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *names, **more: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path)])
+    assert gpu_check.main() == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    states = {stage["name"]: stage["status"] for stage in summary["stages"]}
+    assert states == {"build": "passed", "environment": "passed", "tests": "failed", "sanitizer": "absent"}
+    assert "torch" in summary["versions"] and summary["cases"] == []
+
+
+def test_every_tool_of_the_sanitizer_runs_the_program(gpu_check, tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    error = "echo '========= Race reported in lstm_forward'; exit 99"
+    tool.write_text(f'#!/bin/sh\ncase "$*" in *racecheck*) {error};; esac\necho "whole LSTM done $*"\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda *names, **more: str(tool))
+    states = {stage.name: stage.status for stage in gpu_check.sanitizers(tmp_path)}
+    assert states == {"memcheck": "passed", "racecheck": "failed", "synccheck": "passed"}
+    assert "--error-exitcode 99" in (tmp_path / "memcheck.log").read_text()
