@@ -59,8 +59,8 @@ def worker(rank, model, address, results, static_graph):
         parallel = DistributedDataParallel(model, static_graph=static_graph)
         train(parallel, slice(rank * BATCH // WORLD, (rank + 1) * BATCH // WORLD))
         torch.save(model.state_dict(), f"{results}/{rank}.pt")
-        # It holds the process group too. Were it the last to let go, gloo's threads would be joined under the GIL, which
-        # one of them may be waiting for.
+        # It holds the process group too. Were it the last to let go, gloo's threads would be joined under the GIL,
+        # which one of them may be waiting for.
         del parallel
     finally:
         distributed.destroy_process_group()
