@@ -1,8 +1,9 @@
 """The shipped configurations of the Triton kernels: which tiles a kernel comes in, and what each needs.
 
-Every number comes from compiling, none from a GPU: `shared` is what the compiler reports, the largest of sm_80, sm_90
-and sm_100 and of Triton 3.6 and 3.9 (asserted by tests/test_triton_compile.py). A program has 16
-batch rows where nothing else is said: the least that a tensor core product takes, and what makes most programs.
+Every number comes from compiling, none from a GPU: `shared` is the largest that the compiler reported. Triton 3.9 was
+asked for sm_80, sm_90 and sm_100, Triton 3.6 for sm_90, and for the largest tiles on all three; `make test` asserts
+those largest (tests/test_triton_compile.py), RNNFAST_COMPILE=all the others too. A program has 16 batch rows where
+nothing else is said: the least that a tensor core product takes, and what makes most programs.
 """
 
 from typing import NamedTuple

@@ -60,15 +60,14 @@ def layer_of(
     """Raises RuntimeError, naming what was expected and what was given, for tensors that do not fit together."""
     packed = batch_sizes is not None
     hx = states[0]
-    both = packed and lengths is not None
-    _check(not both, f"batch_sizes and lengths: expected at most one of them, got {2 if both else 1}")
+    _check(not packed or lengths is None, "batch_sizes and lengths: expected at most 1 of them, got both")
     _check(input.dtype in DTYPES, f"input: expected float32, bfloat16 or float16, got {input.dtype}")
     _check(input.layout is torch.strided, f"input: expected a strided tensor, got {input.layout}")
     dims = 2 if packed else 3
     _check(input.dim() == dims, f"input: expected {dims} dimensions, got shape {list(input.shape)}")
     _check(not packed or hx is not None, "hx: expected a tensor with batch_sizes, got None")
-    flat = hx is not None and hx.dim() != 3
-    _check(not flat, f"hx: expected 3 dimensions, got shape {list(hx.shape)}" if flat else "")
+    if hx is not None:
+        _check(hx.dim() == 3, f"hx: expected 3 dimensions, got shape {list(hx.shape)}")
 
     count, most = len(weights), 5 if cell == "lstm" else 4
     directions = 2 if count > 5 or (count == 4 and weights[2].dim() == 2) else 1  # biases are vectors
