@@ -5,21 +5,26 @@ from __future__ import annotations
 import ctypes
 import itertools
 import shutil
-from pathlib import Path
 
 import cuda_layer
 import cuda_resources
 import pytest
-import torch
+from cuda_tiers import (
+    EMULATOR,
+    PRODUCTS,
+    RAGGED,
+    ROOT,
+    assert_same_bits,
+    build_kernels,
+    check,
+    check_nan_stays_in_its_sequence,
+    make_case,
+    options_in_turn,
+    results_of_variants,
+)
 from emulator import build as emulator_build
-from harness import Data, make_module
-from test_cuda_cta import Emulated, check, make_case
 
-ROOT = Path(__file__).parent.parent
-EMULATOR = ROOT / "tests" / "emulator"
-PRODUCTS = tuple(cuda_layer.PRODUCTS)
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-RAGGED = (None, "lengths", "sorted", "unsorted")
 
 
 def padded_sizes(product: str, kind: str) -> tuple[int, ...]:
@@ -31,29 +36,19 @@ def padded_sizes(product: str, kind: str) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def kernels() -> cuda_layer.Kernels:
-    sources = [EMULATOR / "run_cluster.cpp", *sorted((ROOT / "csrc" / "cuda").glob("inst_cluster_*.cu"))]
-    return cuda_layer.Kernels(str(emulator_build.build(sources, shared=True)), "cluster")
+    return build_kernels("cluster")
 
 
 def sizes():
     """Sizes of every kernel, with the other properties in turn; their counts share no factor with each other's."""
-    turns = zip(
-        itertools.cycle((3, 1, 9)),  # B
-        itertools.cycle((4, 3, 3, 1, 2)),  # T
-        itertools.cycle((True, False)),  # bidirectional
-        itertools.cycle(RAGGED + (None, "lengths", "sorted")),
-        itertools.cycle((True,) * 7 + (False,) * 4),  # hx
-        itertools.cycle((False,) * 7 + (True,) * 6),  # misaligned
-        strict=False,
-    )
+    turns = options_in_turn((3, 1, 9), (4, 3, 3, 1, 2))
     for product, kind in itertools.product(PRODUCTS, KINDS):
         both = product in ("bf16", "exact")  # float16 and TF32 differ from those in an instruction
         for H in (5, 100, 130, 192, 200, 256, 300, 511) if both else (130, 255, 400):
             if H <= padded_sizes(product, kind)[-1]:
-                B, T, bidirectional, ragged, hx, misaligned = next(turns)
+                options, misaligned = next(turns)
                 if H >= 200:
-                    B, T, bidirectional = min(B, 3), min(T, 3), False
-                options = {"B": B, "T": T, "bidirectional": bidirectional, "ragged": ragged, "hx": hx}
+                    options |= {"B": min(options["B"], 3), "T": min(options["T"], 3), "bidirectional": False}
                 yield product, kind, H, options, misaligned
 
 
@@ -85,25 +80,12 @@ def test_missing_gradients(kernels, kind, loss):
 def test_repeats_bit_for_bit(kernels, product, kind):
     """Whatever the order of warps and arrivals, the alignment, and where gates are saved."""
     case = make_case(product, kind, 130, T=3, B=3, ragged="unsorted")
-    data, stock = Data(case), make_module(torch.nn, case)
-    variants = ({"seed": 1}, {"seed": 2}, {"seed": 3, "misaligned": True}, {"seed": 4, "in_place": False})
-    first, *others = (Emulated(kernels, product, case, data, stock, **options).results for options in variants)
-    for other in others:
-        for name, value in first.items():
-            assert torch.equal(value, other[name]), name
+    assert_same_bits(results_of_variants(kernels, product, case))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_stays_in_its_sequence(kernels, kind):
-    case = make_case("bf16", kind, 130, T=3, B=9)
-    data, stock = Data(case), make_module(torch.nn, case)
-    clean = Emulated(kernels, "bf16", case, data, stock).inferred
-    data.input[1, 4] = torch.nan
-    poisoned = Emulated(kernels, "bf16", case, data, stock).inferred
-    rest = torch.arange(9) != 4
-    assert poisoned["output"][1:, 4].isnan().all()
-    for name, value in clean.items():
-        assert torch.equal(value[:, rest], poisoned[name][:, rest]), name
+    check_nan_stays_in_its_sequence(kernels, make_case("bf16", kind, 130, T=3, B=9), row=4)
 
 
 @pytest.mark.parametrize(("H", "P"), [(513, 513), (130, 129)])

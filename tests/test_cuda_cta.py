@@ -5,21 +5,29 @@ from __future__ import annotations
 import ctypes
 import itertools
 import shutil
-from pathlib import Path
 
 import cuda_layer
 import cuda_resources
 import pytest
 import torch
+from cuda_tiers import (
+    EMULATOR,
+    PRODUCTS,
+    RAGGED,
+    ROOT,
+    Emulated,
+    assert_same_bits,
+    build_kernels,
+    check,
+    check_nan_stays_in_its_sequence,
+    make_case,
+    options_in_turn,
+    results_of_variants,
+)
 from emulator import build as emulator_build
-from harness import Case, Data, conditioning, make_module, run, run_oracle, run_stock, run_values
-from tolerances import assert_parity
+from harness import Data, make_module
 
-ROOT = Path(__file__).parent.parent
-EMULATOR = ROOT / "tests" / "emulator"
-PRODUCTS = tuple(cuda_layer.PRODUCTS)
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
-RAGGED = (None, "lengths", "sorted", "unsorted")
 SEEDS = (1, 2)  # of the emulator's schedule
 
 
@@ -30,64 +38,16 @@ def largest_hidden(product: str, cell: str) -> int:
 
 @pytest.fixture(scope="module")
 def kernels() -> cuda_layer.Kernels:
-    sources = [EMULATOR / "run_cta.cpp", *sorted((ROOT / "csrc" / "cuda").glob("inst_cta_*.cu"))]
-    return cuda_layer.Kernels(str(emulator_build.build(sources, shared=True)), "cta")
-
-
-def make_case(product: str, kind: str, H: int, **options) -> Case:
-    # tf32 has the mantissa of float16: its numbers are float16's, and so is the rule that it must obey.
-    dtype = torch.float16 if product == "tf32" else cuda_layer.DTYPES[product]
-    cell = kind.removesuffix("_projected")
-    proj = max(1, H * 2 // 5) if cell != kind else 0
-    return Case(cell=cell, H=H, proj=proj, I=5, dtype=dtype, **options)
-
-
-class Emulated:
-    """A case's results through the kernels; `inferred` without gradients."""
-
-    def __init__(self, kernels, product, case, data, module, seed=1, misaligned=False, in_place=True):
-        dtype = cuda_layer.DTYPES[product]
-        parameters = {name: p.detach().to(dtype) for name, p in module.named_parameters()}
-        kernels.set_seed(seed)
-        options = {"misaligned": misaligned, "in_place": in_place}
-        forward = cuda_layer.forward(kernels, product, case, data.lengths, parameters, **options)
-        results, inferred = run(case, data, forward, parameters, dtype), run_values(case, data, forward, dtype)
-        self.results, self.inferred = ({n: t.to(case.dtype) for n, t in d.items()} for d in (results, inferred))
-
-
-def check(kernels, product: str, case: Case, **options) -> None:
-    data, stock = Data(case), make_module(torch.nn, case)
-    reference, of_torch = run_oracle(case, data, stock), run_stock(case, data, stock)
-    actual = Emulated(kernels, product, case, data, stock, **options)
-    assert_parity(
-        actual.results,
-        of_torch,
-        reference,
-        case.dtype,
-        value_terms=case.I + case.H,
-        gradient_terms=max(case.T * case.B, cuda_layer.GATES[case.cell] * case.H),
-        conditioning=lambda: conditioning(case, data, stock),
-    )
-    for name, value in actual.inferred.items():  # one kernel: what it saves does not change what it computes
-        assert torch.equal(value, actual.results[name]), name
+    return build_kernels("cta")
 
 
 def sizes():
     """Every H of every kernel, with the other properties in turn; their counts share no factor with each other's."""
-    turns = zip(
-        itertools.cycle((9, 1, 3, 17, 8)),  # B
-        itertools.cycle((5, 2, 1)),  # T
-        itertools.cycle((True, False)),  # bidirectional
-        itertools.cycle(RAGGED + (None, "lengths", "sorted")),
-        itertools.cycle((True,) * 7 + (False,) * 4),  # hx
-        itertools.cycle((False,) * 7 + (True,) * 6),  # misaligned
-        strict=False,
-    )
+    turns = options_in_turn((9, 1, 3, 17, 8), (5, 2, 1))
     for product, kind in itertools.product(PRODUCTS, KINDS):
         for H in (2 if kind == "lstm_projected" else 1, 5, 32, 33, 63, 64, 80, 96, 100, 128, 200, 256):
             if H <= largest_hidden(product, kind):
-                B, T, bidirectional, ragged, hx, misaligned = next(turns)
-                options = {"B": B, "T": T, "bidirectional": bidirectional, "ragged": ragged, "hx": hx}
+                options, misaligned = next(turns)
                 yield product, kind, H, options, misaligned
 
 
@@ -122,25 +82,12 @@ def test_missing_gradients(kernels, kind, loss):
 def test_repeats_bit_for_bit(kernels, product, kind):
     """Whatever the order of warps, the alignment, and where gates are saved."""
     case = make_case(product, kind, 50, T=5, B=9, bidirectional=True, ragged="unsorted")
-    data, stock = Data(case), make_module(torch.nn, case)
-    variants = ({"seed": 1}, {"seed": 2}, {"seed": 3, "misaligned": True}, {"seed": 4, "in_place": False})
-    first, *others = (Emulated(kernels, product, case, data, stock, **options).results for options in variants)
-    for other in others:
-        for name, value in first.items():
-            assert torch.equal(value, other[name]), name
+    assert_same_bits(results_of_variants(kernels, product, case))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_stays_in_its_sequence(kernels, kind):
-    case = make_case("bf16", kind, 20, T=3, B=9)
-    data, stock = Data(case), make_module(torch.nn, case)
-    clean = Emulated(kernels, "bf16", case, data, stock).inferred
-    data.input[1, 4] = torch.nan
-    poisoned = Emulated(kernels, "bf16", case, data, stock).inferred
-    rest = torch.arange(9) != 4
-    assert poisoned["output"][1:, 4].isnan().all()
-    for name, value in clean.items():
-        assert torch.equal(value[:, rest], poisoned[name][:, rest]), name
+    check_nan_stays_in_its_sequence(kernels, make_case("bf16", kind, 20, T=3, B=9), row=4)
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

@@ -5,46 +5,43 @@ from __future__ import annotations
 import ctypes
 import itertools
 import shutil
-from pathlib import Path
 
 import cuda_layer
 import cuda_resources
 import pytest
 import torch
+from cuda_tiers import (
+    EMULATOR,
+    PRODUCTS,
+    RAGGED,
+    ROOT,
+    Emulated,
+    assert_same_bits,
+    build_kernels,
+    check,
+    make_case,
+    options_in_turn,
+    results_of_variants,
+)
 from emulator import build as emulator_build
 from harness import Data, make_module
-from test_cuda_cta import Emulated, check, make_case
 
-ROOT = Path(__file__).parent.parent
-EMULATOR = ROOT / "tests" / "emulator"
-PRODUCTS = tuple(cuda_layer.PRODUCTS)
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-RAGGED = (None, "lengths", "sorted", "unsorted")
 SEEDS = (1, 2)  # of the emulator's schedule
 RESIDENT_BLOCKS = 1 << 20  # of the pretended device, unless a test says otherwise
 
 
 @pytest.fixture(scope="module")
 def kernels() -> cuda_layer.Kernels:
-    sources = [EMULATOR / "run_group.cpp", *sorted((ROOT / "csrc" / "cuda").glob("inst_group_*.cu"))]
-    return cuda_layer.Kernels(str(emulator_build.build(sources, shared=True)), "group")
+    return build_kernels("group")
 
 
 def sizes():
     """Sizes around those of a slice of units and of a warp's depth, with the other properties in turn."""
-    turns = zip(
-        itertools.cycle((9, 1, 3, 17, 8)),  # B
-        itertools.cycle((4, 2, 1)),  # T
-        itertools.cycle((True, False)),  # bidirectional
-        itertools.cycle(RAGGED + (None, "lengths", "sorted")),
-        itertools.cycle((True,) * 7 + (False,) * 4),  # hx
-        itertools.cycle((False,) * 7 + (True,) * 6),  # misaligned
-        strict=False,
-    )
+    turns = options_in_turn((9, 1, 3, 17, 8), (4, 2, 1))
     for product, kind in itertools.product(PRODUCTS, KINDS):
         for H in (1, 15, 33, 64, 96):
-            B, T, bidirectional, ragged, hx, misaligned = next(turns)
-            options = {"B": B, "T": T, "bidirectional": bidirectional, "ragged": ragged, "hx": hx}
+            options, misaligned = next(turns)
             yield product, kind, H, options, misaligned
 
 
@@ -79,19 +76,15 @@ def test_shipped_kernels(kernels, product, kind, H):
 def test_repeats_bit_for_bit(kernels, product, kind):
     """Whatever the order of warps, the alignment, where gates are saved, and how many groups run at once."""
     case = make_case(product, kind, 50, T=4, B=17, bidirectional=True, ragged="unsorted")
-    data, stock = Data(case), make_module(torch.nn, case)
-    variants = ({"seed": 1}, {"seed": 2}, {"seed": 3, "misaligned": True}, {"seed": 4, "in_place": False})
-    first, *others = [Emulated(kernels, product, case, data, stock, **options).results for options in variants]
+    results = results_of_variants(kernels, product, case)
     members = 2 if kind.startswith("rnn") else 4
     try:
         for blocks in (members, 2 * members + 1):
             kernels.library.rnnfast_group_device(blocks)
-            others.append(Emulated(kernels, product, case, data, stock).results)
+            results.append(Emulated(kernels, product, case, Data(case), make_module(torch.nn, case)).results)
     finally:
         kernels.library.rnnfast_group_device(RESIDENT_BLOCKS)
-    for other in others:
-        for name, value in first.items():
-            assert torch.equal(value, other[name]), name
+    assert_same_bits(results)
 
 
 def test_refuses_a_small_device(kernels):
