@@ -12,10 +12,25 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
+from rnnfast.select import requested
 
 from .cases import DTYPES, Case, new_module
 
-GPU_BACKEND = "triton"  # no GPU backend is a default yet, so the suites on the GPU ask for this one
+GPU_BACKENDS = ("cuda", "triton")  # none is a default yet, so the suites on a GPU ask for each
+
+
+def gpu_backends() -> list[str]:
+    """The backends of rnnfast that are measured on this GPU: the first counts as rnnfast, others take turns with it.
+
+    All that there are, or the one that RNNFAST_BACKEND names. Raises RuntimeError with the reasons where there is none.
+    """
+    wanted = (requested(),) if requested() else GPU_BACKENDS
+    found = rnnfast.backends()
+    usable = [name for name in wanted if found[name] == "available"]
+    if not usable:
+        reasons = ", ".join(f"{name}: {found[name]}" for name in wanted)
+        raise RuntimeError(f"no backend of rnnfast runs on this GPU ({reasons})")
+    return usable
 
 
 class Problem:
@@ -45,10 +60,13 @@ class Problem:
 @dataclass
 class Runner:
     """One provider on one problem. `run()` returns every result, named, for the parity check; `timed` is the same work
-    without the names. Both expect gradients to be enabled unless the case's mode is "inference"."""
+    without the names. Both expect gradients to be enabled unless the case's mode is "inference".
+
+    requested: the backend of rnnfast that its calls ask for; None: whatever is asked for around them."""
 
     namespace: ModuleType
     problem: Problem
+    requested: str | None = None
 
     def __post_init__(self) -> None:
         case, problem = self.problem.case, self.problem
@@ -73,14 +91,20 @@ class Runner:
 
     @property
     def timed(self) -> Callable[[], object]:
-        return self._gradients if self.problem.case.has_gradients else self.forward
+        call = self._gradients if self.problem.case.has_gradients else self.forward
+        return call if self.requested is None else lambda: self._on_request(call)
 
     def run(self) -> dict[str, Tensor]:
+        results = self.timed()
         if not self.problem.case.has_gradients:
-            return self._named(self.forward())
-        result, gradients = self._gradients()
+            return self._named(results)
+        result, gradients = results
         names = ["grad_input", *(f"grad_{name}" for name, _ in self.module.named_parameters())]
         return self._named(result) | dict(zip(names, gradients, strict=True))
+
+    def _on_request(self, call: Callable[[], object]) -> object:
+        with rnnfast.backend(self.requested, strict=True):
+            return call()
 
     def _gradients(self) -> tuple[object, tuple[Tensor, ...]]:
         result = self.forward()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import rnnfast
 from bench import __main__ as program
 from bench import device, floors, measure, parity, peak, plots, providers, report, suites, timing, warm, workloads
 from bench.cases import Case, float32_products
@@ -34,7 +35,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(measure, "machine", lambda device: "a GPU")
     monkeypatch.setattr(measure, "versions", lambda: {"torch": "2"})
     monkeypatch.setattr(device, "facts", lambda: {"name": "a GPU"})
-    monkeypatch.setattr(providers, "GPU_BACKEND", "cpu")
+    monkeypatch.setattr(providers, "GPU_BACKENDS", ("cpu", "reference"))
     monkeypatch.setattr(warm, "compile_kernels", lambda cases, backend: 0.0)
     monkeypatch.setattr(workloads, "workloads", lambda *arguments: [])
     parity.reference.cache_clear()
@@ -56,11 +57,11 @@ def test_a_bad_case_is_kept_and_measured_again_last(monkeypatch, tmp_path, fake_
     cases = [replace(SMALL, hidden_size=size, input_size=8) for size in (8, 9, 10)]
     measured, bad = [], {9}
 
-    def measure_case(experiment, seconds):
+    def measure_case(experiment, seconds, others):
         measured.append(experiment.case.hidden_size)
         if experiment.case.hidden_size in bad:
             raise RuntimeError("out of resource")
-        return real(experiment, seconds)
+        return real(experiment, seconds, others)
 
     real = measure.measure_case
     monkeypatch.setattr(measure, "measure_case", measure_case)
@@ -78,7 +79,7 @@ def test_a_bad_case_is_kept_and_measured_again_last(monkeypatch, tmp_path, fake_
 
 
 def test_a_run_that_was_killed_names_the_case_that_it_died_in(monkeypatch, tmp_path, fake_gpu):
-    def killed(experiment, seconds):
+    def killed(experiment, seconds, others):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measure, "measure_case", killed)
@@ -86,6 +87,42 @@ def test_a_run_that_was_killed_names_the_case_that_it_died_in(monkeypatch, tmp_p
         run(monkeypatch, tmp_path, [SMALL])
     (record,) = json.loads((tmp_path / "results.json").read_text())
     assert record["name"] == SMALL.name and "did not end" in record["failure"]
+
+
+def test_all_backends_take_turns(monkeypatch, tmp_path, fake_gpu):
+    status, records = run(monkeypatch, tmp_path, [SMALL])
+    record = records[SMALL.name]
+    assert status == 0 and record["isa"] == "cpu, reference" and record["backend"] == "cpu"
+    assert set(record["beside_ms"]) == {"reference"} and record["beside_failures"] == {}
+
+
+def test_one_backend_on_request(monkeypatch, tmp_path, fake_gpu):
+    with rnnfast.backend("reference"):
+        _, records = run(monkeypatch, tmp_path, [SMALL])
+    record = records[SMALL.name]
+    assert record["isa"] == record["backend"] == "reference" and record["beside_ms"] == {}
+
+
+def test_another_backend_that_fails_is_named_and_not_timed(monkeypatch, tmp_path, fake_gpu):
+    def check(case, of_torch, of_rnnfast):
+        checked.append(case)
+        if len(checked) == 2:
+            raise RuntimeError("no kernel image is available")
+        return real(case, of_torch, of_rnnfast)
+
+    checked, real = [], parity.check
+    monkeypatch.setattr(parity, "check", check)
+    status, records = run(monkeypatch, tmp_path, [SMALL])
+    record = records[SMALL.name]
+    assert status == 0 and record["speedup"] > 0 and record["beside_ms"] == {}
+    assert record["beside_failures"] == {"reference": "RuntimeError: no kernel image is available"}
+    assert "no kernel image" in (tmp_path / "report.md").read_text()
+
+
+def test_a_gpu_without_our_kernels_is_said_so(monkeypatch, fake_gpu):
+    monkeypatch.setattr(providers.rnnfast, "backends", lambda: {"cpu": "not built", "reference": "not here"})
+    with pytest.raises(RuntimeError, match="cpu: not built, reference: not here"):
+        providers.gpu_backends()
 
 
 def test_nothing_is_measured_on_a_gpu_that_died(monkeypatch, tmp_path, fake_gpu):
@@ -117,7 +154,7 @@ def record_on_gpu(name: str, **rest) -> dict:
     record = measure._record("grid", name, case, "triton", verdict, times)
     record |= {
         "machine": "a GPU",
-        "isa": "cpu",
+        "isa": "cpu, reference",
         "versions": {"torch": "2"},
         "commit": "c",
         "kernels": ["persist (90%, 1x)"],
