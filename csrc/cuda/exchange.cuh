@@ -87,7 +87,7 @@ struct Exchange {
       uint4& piece = pieces_[chunk % kAhead];
       while (any_lane(missing(piece))) {  // all lanes leave together: an mma comes next
         spin_.again();
-        // The pieces after it were asked for as early and are missing too: all in one trip to L2, not one after another.
+        // The pieces after it were asked for as early and are missing too: one trip to L2 for all, not one for each.
 #pragma unroll
         for (int next = chunk; next < min_of(chunk + kAgain, kChunks); ++next) {
           uint4& late = pieces_[next % kAhead];
