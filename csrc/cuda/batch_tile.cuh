@@ -36,9 +36,10 @@ struct BatchTile {
     if (first + column >= batch) return 0;
     return lengths ? lengths[first + column] : steps_in_all;
   }
-  // The time of a step. Backward walks against the direction.
+  // The time of a step. Backward walks against the direction. Where no sequence has a step, step 0 still is at time 0,
+  // which is before no length.
   RNNFAST_DEVICE int time(int step, bool against = false) const {
-    return (direction == 1) != against ? steps - 1 - step : step;
+    return (direction == 1) != against ? max(steps, 1) - 1 - step : step;
   }
   // The row of the tile's first sequence. Times outside of the loop count as its ends: nobody uses those rows.
   RNNFAST_DEVICE int64_t row(int t) const {
