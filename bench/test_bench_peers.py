@@ -166,6 +166,7 @@ def results_of(name: str, case: Case) -> dict[str, torch.Tensor]:
         results = runner.run()
         for timed, result in zip(runner.timed(), list(results.values())[:2], strict=False):
             torch.testing.assert_close(runner._turned(timed), result)
+    assert not problem.input.requires_grad  # others use it too
     return results
 
 
@@ -214,8 +215,14 @@ def test_what_each_peer_takes():
 
     assert takers() == {"fastlstm": "", "flashrnn": "cuda_fused"}
     assert takers(device="cpu") == takers(form="packed") == takers(proj_size=64) == takers(bidirectional=True) == {}
-    assert takers(hidden_size=64)["flashrnn"] == "triton_fused" and takers(cell="GRU") == {"flashrnn": "cuda"}
-    assert takers(hidden_size=129) == {"fastlstm": ""} and takers(hidden_size=32) == {"flashrnn": "triton_fused"}
+    small = {"hidden_size": 64, "input_size": 65}
+    assert takers(**small) == {"flashrnn": "cuda_fused"} and takers(cell="GRU") == {"flashrnn": "cuda"}
+    assert takers(**small, mode="inference")["flashrnn"] == "triton_fused" and takers(hidden_size=129) == {
+        "fastlstm": ""
+    }
+    assert takers(**small, dtype="fp32-tf32")["flashrnn"] == "triton_fused" and takers(hidden_size=32) == {
+        "flashrnn": "cuda_fused"
+    }
     assert set(takers(mode="inference")) == {"fastlstm", "flashrnn", "flaggems"}
     assert set(takers(mode="inference", num_layers=2, bidirectional=True)) == {"flaggems"}
     assert set(takers(dtype="fp32-tf32")) == {"fastlstm", "flashrnn", "haste", "torchrl"}
