@@ -173,8 +173,9 @@ def load_fastlstm(case: Case, device: torch.device, backend: str) -> Forward:
     try:
         lstm = _import("fastlstm", "fastlstm.lstm")
     finally:
-        sys.modules.pop("flashrnn")
-        sys.modules |= {} if flashrnn is None else {"flashrnn": flashrnn}
+        del sys.modules["flashrnn"]
+        if flashrnn is not None:
+            sys.modules["flashrnn"] = flashrnn
         for switch, value in zip(switches, before, strict=True):
             switch.fp32_precision = value
     return lambda x, w_ih, w_hh, b_ih, b_hh: lstm.LSTMfn.apply(x, None, None, w_ih, b_ih, w_hh, b_hh)[0]
