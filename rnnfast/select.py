@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from . import _ext, autograd, reference, triton
 from ._call import Call, autocast_dtype, batch_of, dtype_of, fits
 from .ops import CELLS
-from .precision import float32_products
+from .precision import follow_switch, graph_namespace
 from .triton import operators
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -110,24 +110,15 @@ def _emulator_refuses(call: Call) -> str | None:
     return _no_cuda_plan(call, _ext.EMULATOR_NAMESPACE)
 
 
-def _allow_tf32(allow: bool, namespace: str) -> None:
-    """Tells a library of CUDA kernels what torch's switch says; a compiled graph keeps what it said last."""
-    if _tf32_allowed.get(namespace) is not allow:
-        _ext.allow_tf32(allow, namespace)
-        _tf32_allowed[namespace] = allow
-
-
-_tf32_allowed: dict[str, bool] = {}  # what the libraries were told last
-
-
 def _no_cuda_plan(call: Call, namespace: str) -> str | None:
     """Why the CUDA kernels cannot run this call, or None; in a compiled graph, of unknown sizes, the operator says."""
     dtype = dtype_of(call.input)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernel for {dtype}"
-    _allow_tf32(float32_products(call.input.device) == "tf32", namespace)
     if compiler.is_compiling():
         return None
+    if dtype is torch.float32:
+        follow_switch(namespace)  # the plan asks it, and so do the kernels
     rows, output_size = call.weights[1].shape
     hidden_size = rows // CELLS[call.cell].gates
     proj_size = output_size if output_size != hidden_size else 0
@@ -180,8 +171,25 @@ def _aten_refuses(call: Call) -> str | None:
     return None if call.lengths is None else "torch's own operator knows no `lengths`"
 
 
+def _by_cuda(run: Callable[..., tuple[Tensor, ...]], namespace: str) -> Callable[..., tuple[Tensor, ...]]:
+    """`run` of autograd.py with CUDA kernels; compiled graphs of float32 get operators that ask for torch's switch."""
+
+    def run_here(cell: str, input: Tensor, *rest) -> tuple[Tensor, ...]:
+        in_graph = compiler.is_compiling() and input.dtype is torch.float32
+        return run(cell, input, *rest, namespace=graph_namespace(namespace) if in_graph else namespace)
+
+    return run_here
+
+
 CPU = Backend("cpu", "cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer, autograd.step)
-CUDA = Backend("cuda", "cuda", _cuda_unavailable, _cuda_refuses, autograd.layer, autograd.step)
+CUDA = Backend(
+    "cuda",
+    "cuda",
+    _cuda_unavailable,
+    _cuda_refuses,
+    _by_cuda(autograd.layer, "rnnfast"),
+    _by_cuda(autograd.step, "rnnfast"),
+)
 TRITON = Backend(
     "triton",
     "cuda",
@@ -195,8 +203,8 @@ EMULATOR = Backend(
     None,
     lambda: _ext.emulator_failure,
     _emulator_refuses,
-    functools.partial(autograd.layer, namespace=_ext.EMULATOR_NAMESPACE),
-    functools.partial(autograd.step, namespace=_ext.EMULATOR_NAMESPACE),
+    _by_cuda(autograd.layer, _ext.EMULATOR_NAMESPACE),
+    _by_cuda(autograd.step, _ext.EMULATOR_NAMESPACE),
 )
 ATEN = Backend("aten", None, lambda: None, _aten_refuses, None, None)
 REFERENCE = Backend("reference", None, lambda: None, lambda call: None, reference.layer, reference.step)
