@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.util
 import json
 import os
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
 
     common = {"machine": measure.machine(device), "isa": measure.isa() if device == "cpu" else GPU_BACKEND}
-    common |= {"versions": measure.versions(), "commit": measure.commit()}
+    common |= {"versions": measure.versions(), "commit": measure.commit(), "date": str(datetime.date.today())}
     print(
         f"{common['machine']}; torch {torch.__version__}, rnnfast {rnnfast.__version__}, backends {rnnfast.backends()}"
     )

@@ -17,7 +17,7 @@ import torch
 from torch import _C, Tensor, compiler
 from torch.autograd import forward_ad
 
-from . import _ext, autograd, reference, triton
+from . import _ext, autograd, dispatch, reference, triton
 from ._call import Call, autocast_dtype, batch_of, dtype_of, fits
 from .ops import CELLS
 from .precision import follow_switch, graph_namespace
@@ -85,9 +85,6 @@ def _cpu_refuses(call: Call) -> str | None:
     return None
 
 
-UNMEASURED = "no GPU has measured it yet, so it must be asked for: rnnfast.backend({!r})"
-
-
 def _cuda_unavailable() -> str | None:
     if _ext.cuda_failure is None and not torch.cuda.is_available():
         return "there is no CUDA device"
@@ -97,8 +94,6 @@ def _cuda_unavailable() -> str | None:
 def _cuda_refuses(call: Call) -> str | None:
     if not call.input.is_cuda:
         return f"it runs on CUDA tensors, not on {call.input.device.type}"
-    if requested() != CUDA.name:
-        return UNMEASURED.format(CUDA.name)
     return _no_cuda_plan(call, "rnnfast")
 
 
@@ -162,8 +157,6 @@ def _triton_refuses(call: Call) -> str | None:
         return f"it runs on CUDA tensors, not on {call.input.device.type}"
     if dtype_of(call.input) not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernel for {call.input.dtype}"
-    if requested() != TRITON.name:
-        return UNMEASURED.format(TRITON.name)
     return None if compiler.is_compiling() else operators.refuses(call)
 
 
@@ -211,6 +204,16 @@ REFERENCE = Backend("reference", None, lambda: None, lambda call: None, referenc
 BACKENDS = {backend.name: backend for backend in (CPU, CUDA, TRITON, EMULATOR, ATEN, REFERENCE)}
 """In the order of preference."""
 OURS = CPU, CUDA, TRITON  # those whose kernels make a device faster
+UNMEASURED = "no GPU has measured it yet, so it must be asked for: rnnfast.backend({!r})"
+
+
+def _must_be_asked_for(name: str, call: Call, measured: dispatch.Measured | None) -> str | None:
+    """Why a backend for GPUs is not the default of a call, or None."""
+    if name not in (CUDA.name, TRITON.name) or (name == CUDA.name and not call.input.is_cuda):
+        return None
+    if measured is None:
+        return UNMEASURED.format(name)
+    return None if name in measured.backends else f"it is slower than torch's own operator: {measured.text}"
 
 
 class _Request(threading.local):
@@ -301,9 +304,12 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
         return ATEN
     if call.input.is_meta:
         torchs = "meta tensors hold no data"
-    for name in BACKENDS if request is None else (request, *BACKENDS):
+    measured = dispatch.measured(call) if call.input.is_cuda else None
+    names = (*measured.backends, *BACKENDS) if measured else BACKENDS
+    for name in names if request is None else (request, *names):
         candidate = BACKENDS[_known(name)]
-        reason = candidate.unavailable() or candidate.refuses(call) or (candidate is not ATEN and torchs)
+        reason = candidate.unavailable() or (name != request and _must_be_asked_for(name, call, measured))
+        reason = reason or candidate.refuses(call) or (candidate is not ATEN and torchs)
         if not reason:
             return candidate
         if passed_over is not None:
@@ -312,9 +318,15 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
             if (call.input.is_meta or not torchs) and not fits(call):
                 return ATEN
             raise RuntimeError(f"rnnfast backend {name!r} was requested with strict=True, but {reason}")
-        elif name == request or (candidate.device == call.input.device.type and not torchs):
+        elif name == request or (_loses(candidate, call, measured) and not torchs):
             _warn_once(f"rnnfast backend {name!r} is passed over: {reason}")
     return REFERENCE
+
+
+def _loses(candidate: Backend, call: Call, measured: dispatch.Measured | None) -> bool:
+    """Whether it is a loss not to take a backend."""
+    of_device = candidate.device == call.input.device.type
+    return of_device and (measured is None or candidate.name in measured.backends)
 
 
 _warned: set[str] = set()
@@ -332,9 +344,12 @@ class Explanation(NamedTuple):
     backend: str
     passed_over: dict[str, str]
     call: str
+    measured: str | None = None
+    """The measurement by which CUDA tensors take it, and its date."""
 
     def __str__(self) -> str:
         lines = [f"{self.call} takes backend {self.backend!r}"]
+        lines += [f"  measured: {self.measured}"] if self.measured else []
         return "\n".join(lines + [f"  not {name!r}: {reason}" for name, reason in self.passed_over.items()])
 
 
@@ -351,4 +366,6 @@ def explain(module: torch.nn.Module, input: Any, hx: Any = None, *, lengths: Ten
         return Explanation(ATEN.name, {}, f"{module} on arguments that torch refuses")
     passed_over: dict[str, str] = {}
     chosen = choose(call, passed_over)
-    return Explanation(chosen.name, passed_over, f"{module} on {call.input.dtype} {call.input.device.type} tensors")
+    measured = dispatch.measured(call) if call.input.is_cuda else None
+    what = f"{module} on {call.input.dtype} {call.input.device.type} tensors"
+    return Explanation(chosen.name, passed_over, what, measured and measured.text)
