@@ -6,7 +6,7 @@ and for what it has no measurement of (projected layers, cells, float64), nobody
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,36 +34,44 @@ def measured(call: Call) -> Measured | None:
     """The measurement nearest to a call on CUDA tensors, or None where there is none of such layers."""
     if not TABLES or call.step:
         return None
-    rows, output_size = call.weights[1].shape
-    hidden_size = rows // CELLS[call.cell].gates
-    dtype = dtype_of(call.input)
-    if output_size != hidden_size or (dtype not in DTYPES and dtype is not torch.float32):
-        return None
-    trains = torch.is_grad_enabled() and (call.weights[0].requires_grad or call.input.requires_grad)
-    numbers = DTYPES.get(dtype) or f"fp32-{float32_products(call.input.device)}"
-    size = call.input.device.index or 0, call.cell, numbers, trains, hidden_size, batch_of(call)
+    input, weight_hh = call.input, call.weights[1]
+    dtype = dtype_of(input)
+    numbers = f"fp32-{float32_products(input.device)}" if dtype is torch.float32 else DTYPES.get(dtype)
+    trains = torch.is_grad_enabled() and (weight_hh.requires_grad or input.requires_grad)
+    size = input.device.index, call.cell, weight_hh.shape, batch_of(call), numbers, trains
     if torch.compiler.is_compiling():
         return _look_up(*size)
-    if size not in _known:
-        _known[size] = _look_up(*size)
-    return _known[size]
+    found = _known.get(size, _known)
+    if found is _known:
+        found = _known[size] = _look_up(*size)
+    return found
 
 
-_known: dict[tuple, Measured | None] = {}
+_known: dict[tuple, Any] = {}
 
 
-def _look_up(device: int, cell: str, numbers: str, trains: bool, hidden_size: int, batch: int) -> Measured | None:
-    name, origin = _table_of(device)
+def _look_up(
+    device: int | None, cell: str, weight_hh: torch.Size, batch: int, numbers: str | None, trains: bool
+) -> Measured | None:
+    hidden_size = weight_hh[0] // CELLS[cell].gates
+    if numbers is None or weight_hh[-1] != hidden_size:
+        return None
+    table, origin = _table_of(device or 0)
     kind = f"{cell.split('_')[0]} {numbers} {'training' if trains else 'inference'}"
-    by_size = TABLES[name]["speedups"].get(kind)
+    by_size = TABLES[table]["speedups"].get(kind)
     if by_size is None:
         return None
     units = _nearest(by_size, hidden_size)
     rows = _nearest(by_size[units], batch)
-    speedups = by_size[units][rows]
+    return Measured(*_row(table, kind, units, rows, origin))
+
+
+def _row(table: str, kind: str, units: str, rows: str, origin: str) -> tuple[tuple[str, ...], str]:
+    """The fields of Measured."""
+    speedups = TABLES[table]["speedups"][kind][units][rows]
     winners = sorted((one for one in speedups if speedups[one] >= 1), key=lambda one: -speedups[one])
     found = ", ".join(f"{one} {speedup:.2f}" for one, speedup in speedups.items()) or "no result"
-    return Measured(tuple(winners), f"{kind}, H {units}, B {rows}: {found} times the speed of torch.nn ({origin})")
+    return tuple(winners), f"{kind}, H {units}, B {rows}: {found} times the speed of torch.nn ({origin})"
 
 
 def _nearest(sizes, size: int) -> str:
@@ -89,8 +97,9 @@ def _table_of(device: int) -> tuple[str, str]:
     return nearest, origin if nearest == name else f"{origin}; {name} has not been measured"
 
 
-_table_of._dynamo_marked_constant = True  # torch._dynamo.assume_constant_result, without its import
-
-
 def _gpu(device: int) -> tuple[str, tuple[int, int]]:
     return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+
+
+for _function in (_row, _table_of, float32_products):  # torch._dynamo.assume_constant_result, without its import
+    _function._dynamo_marked_constant = True

@@ -296,6 +296,7 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
     if call.step and not torchs:
         torchs = step_loses(call.input)
     plain = request in (None, CPU.name) and passed_over is None and call.lengths is None
+    plain = plain and (not dispatch.TABLES or call.input.is_cpu)
     plain = plain and not compiler.is_compiling() and autocast_dtype(call.input.device) is None
     plain = plain and call.input.numel() > 0
     if not plain and not torchs and not fits(call):

@@ -16,6 +16,7 @@ from torch._subclasses import FakeTensorMode
 
 import rnnfast
 from rnnfast import dispatch, select
+from rnnfast._call import Call
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "gpu_table.py"
 
@@ -155,6 +156,22 @@ def test_without_a_table_nothing_changes(table, monkeypatch):
     monkeypatch.setattr(dispatch, "TABLES", {})
     found = explain()
     assert found.backend == "aten" and found.measured is None and "must be asked for" in found.passed_over["triton"]
+
+
+@pytest.mark.parametrize(("dtype", "found"), [(torch.bfloat16, [1, 1, 1, 0]), (torch.float32, [1, 1, 1, 1])])
+def test_a_compiled_graph_can_ask(table, dtype, found, monkeypatch):
+    """One graph for all batches between two edges of the table."""
+    monkeypatch.setenv("RNNFAST_FLOAT32_PRODUCTS", "tf32")
+    torch._dynamo.reset()
+    weights = list(rnnfast.LSTM(8, 256, dtype=dtype).parameters())
+
+    def ask(x):
+        return x.sum() * 0 + len(dispatch.measured(Call("lstm", x, None, weights)).backends)
+
+    graphs = []
+    compiled = torch.compile(ask, fullgraph=True, dynamic=True, backend=lambda graph, inputs: graphs.append(0) or graph)
+    assert [int(compiled(torch.zeros(3, rows, 8, dtype=dtype))) for rows in (16, 9, 64, 256)] == found
+    assert len(graphs) == len(set(found))
 
 
 def test_asking_the_table_is_cheap(table):
