@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import os
@@ -103,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
 
     common = {"machine": measure.machine(device), "isa": measure.isa() if device == "cpu" else GPU_BACKEND}
-    common |= {"versions": measure.versions(), "commit": measure.commit(), "date": str(datetime.date.today())}
+    common |= {"versions": measure.versions(), "commit": measure.commit()}
     print(
         f"{common['machine']}; torch {torch.__version__}, rnnfast {rnnfast.__version__}, backends {rnnfast.backends()}"
     )

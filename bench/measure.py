@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import subprocess
@@ -171,6 +172,7 @@ def measure_workload(workload: Workload) -> Iterator[Record]:
 
 def _record(section: str, name: str, case: Case, backend: str, verdict: parity.Parity, timing: Timing | None) -> Record:
     record: Record = {"name": name, "section": section} | asdict(case) | {"backend": backend}
+    record["date"] = str(datetime.date.today())
     record |= {"torch_ms": None, "rnnfast_ms": None, "speedup": None}
     if timing is not None and verdict.failure is None:
         record |= asdict(timing)
