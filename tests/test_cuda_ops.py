@@ -5,8 +5,6 @@ What test_ops.py and test_ops_checks.py ask of the CPU's operators is asked here
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import test_ops
 import test_ops_checks
@@ -29,7 +27,6 @@ from test_ops_checks import (  # noqa: F401
     test_step_refuses,
 )
 
-import rnnfast
 from rnnfast import _ext
 from rnnfast.ops import OPERATORS
 
@@ -174,33 +171,6 @@ def test_the_plan_can_be_asked(tier, monkeypatch):
     monkeypatch.delenv("RNNFAST_TIER")
     assert _ext.cuda_plan("gru", torch.float16, 64, namespace=NAMESPACE).startswith("tier cta: 64 units x 8 rows")
     assert _ext.cuda_refuses("lstm", torch.bfloat16, 3000, namespace=NAMESPACE) is None
-
-
-def test_every_pass_follows_the_switch_of_its_own_time(tier, monkeypatch):
-    """The library keeps the switch for float32 products of a whole process; it must be told before each pass."""
-    if tier == "cta":
-        pytest.skip("tier step shows it")
-    torch._dynamo.reset()
-    model, x = rnnfast.GRU(24, 24), torch.randn(2, 3, 24, requires_grad=True)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-
-    def results(run, forward, backward):
-        monkeypatch.setenv("RNNFAST_FLOAT32_PRODUCTS", forward)
-        output, _ = run(x)
-        monkeypatch.setenv("RNNFAST_FLOAT32_PRODUCTS", backward)
-        return output, *torch.autograd.grad(output.sum(), [x, *model.parameters()])
-
-    def same(first, second):
-        return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-    with rnnfast.backend("emulator", strict=True):
-        eager = {(f, b): results(model, f, b) for f in ("ieee", "tf32") for b in ("ieee", "tf32")}
-        assert torch.equal(eager["tf32", "ieee"][0], eager["tf32", "tf32"][0])
-        for one, other in itertools.combinations(eager.values(), 2):
-            assert not same(one, other)
-        for products, expected in eager.items():
-            model(x)  # of the last backward's switch
-            assert same(results(compiled, *products), expected), products
 
 
 @pytest.mark.parametrize("cell", CELLS)
