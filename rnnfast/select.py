@@ -209,7 +209,8 @@ UNMEASURED = "no GPU has measured it yet, so it must be asked for: rnnfast.backe
 
 def _must_be_asked_for(name: str, call: Call, measured: dispatch.Measured | None) -> str | None:
     """Why a backend for GPUs is not the default of a call, or None."""
-    if name not in (CUDA.name, TRITON.name) or (name == CUDA.name and not call.input.is_cuda):
+    runs_here = call.input.is_cuda or (name == TRITON.name and triton.interpreted)
+    if name not in (CUDA.name, TRITON.name) or not runs_here:
         return None
     if measured is None:
         return UNMEASURED.format(name)
