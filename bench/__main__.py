@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     import rnnfast
 
     from . import device as gpu
-    from . import measure, onnx_runtime, suites, warm
+    from . import measure, onnx_runtime, peers, suites, warm
     from .providers import gpu_backends
     from .workloads import workloads
 
@@ -109,6 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if device == "cpu" and onnx_runtime.missing():
         print(f"without ONNX Runtime: {onnx_runtime.missing()}")
+    if device == "cuda":
+        print("\n".join(f"without {peer.name}: {why}" for peer in peers.PEERS if (why := peer.missing())))
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = Results(arguments.out, common)
     if arguments.resume:

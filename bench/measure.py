@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import subprocess
@@ -17,7 +18,7 @@ from torch import nn
 import rnnfast
 from rnnfast import _ext
 
-from . import device, memory, onnx_runtime, parity, peak, training
+from . import device, memory, onnx_runtime, parity, peak, peers, training
 from .busy import busy_cores
 from .cases import Case, float32_products
 from .goals import Record
@@ -49,7 +50,7 @@ def versions() -> dict[str, str]:
             found["triton"] = version("triton")
     if onnx_runtime.missing() is None:
         found["onnxruntime"] = version("onnxruntime")
-    return found
+    return found | {peer.name: peer.version() for peer in peers.present()}
 
 
 def isa() -> str:
@@ -148,7 +149,7 @@ def unfinished(section: str, name: str, case: Case, reason: str) -> Record:
 def _beside(
     experiment: Experiment, problem: Problem, of_torch: Runner, others: Sequence[str]
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """What else takes turns: the experiment's other cases, rnnfast's `others`, ONNX Runtime.
+    """What else takes turns: the experiment's other cases, rnnfast's `others`, ONNX Runtime or the peers on a GPU.
 
     Also by name what is wrong with those that are left out."""
     namespaces = {"torch": nn, "rnnfast": rnnfast}
@@ -161,10 +162,15 @@ def _beside(
         failure = _failure(case, of_torch, runner)
         failures |= {name: failure} if failure else {}
         calls |= {} if failure else {name: runner.timed}
+    for peer in peers.present():
+        if peer.takes(case):
+            call, failure = _peer(case, problem, of_torch, peer)
+            failures |= {peer.name: failure} if failure else {}
+            calls |= {} if failure else {peer.name: call}
     if experiment.section == "oversubscribed" or not onnx_runtime.takes(case) or onnx_runtime.missing():
         return calls, failures
     call = onnx_runtime.new_call(of_torch.module, case, problem.input)
-    failure = parity.check_output(case, torch.from_numpy(call()))
+    failure = parity.check_ceiling(case, {"output": torch.from_numpy(call())})
     return (calls, failures | {"onnxruntime": failure}) if failure else (calls | {"onnxruntime": call}, failures)
 
 
@@ -174,6 +180,16 @@ def _failure(case: Case, of_torch: Runner, runner: Runner) -> str | None:
         return parity.check(case, of_torch.run(), runner.run()).failure
     except RuntimeError as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _peer(case: Case, problem: Problem, of_torch: Runner, peer: peers.Peer) -> tuple[Call | None, str | None]:
+    """The call of a peer on the GPU, or why it is not to be timed. Whatever it raises is its own affair."""
+    try:
+        runner = peers.PeerRunner(peer, of_torch.module, problem)
+        failure = parity.check_ceiling(case, runner.run())
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+    return runner.timed, failure
 
 
 def measure_memory(case: Case) -> Record:
@@ -195,6 +211,7 @@ def measure_workload(workload: Workload) -> Iterator[Record]:
 
 def _record(section: str, name: str, case: Case, backend: str, verdict: parity.Parity, timing: Timing | None) -> Record:
     record: Record = {"name": name, "section": section} | asdict(case) | {"backend": backend}
+    record["date"] = str(datetime.date.today())
     record |= {"torch_ms": None, "rnnfast_ms": None, "speedup": None}
     if timing is not None and verdict.failure is None:
         record |= asdict(timing)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import goals
+from . import goals, peers
 from .goals import Outcome, Record, geomean
 from .providers import GPU_BACKENDS
 
@@ -137,7 +137,11 @@ def case_table(records: Sequence[Record]) -> str:
         f"torch {name}": lambda r: times(r, unit)[0],
         f"rnnfast {name}": lambda r: times(r, unit)[1],
         "ratio": lambda r: times(r)[2],
-        **{heading: text for provider in ("onnxruntime", *GPU_BACKENDS) for heading, text in other(provider).items()},
+        **{
+            heading: text
+            for provider in ("onnxruntime", *GPU_BACKENDS, *peers.NAMES)
+            for heading, text in other(provider).items()
+        },
         heading: when_timed(lambda r: f"{relative(r):.2f}" if relative else ""),
         "wall ratio": on_gpu(lambda r: f"{r['wall_speedup']:.2f}"),
         "torch us/step": on_gpu(lambda r: f"{r['torch_us_per_step']:.2f}"),
@@ -152,6 +156,20 @@ def case_table(records: Sequence[Record]) -> str:
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     headers = list(columns)
     return table([headers[i] for i in kept], ([row[i] for i in kept] for row in rows))
+
+
+def peer_table(records: Sequence[Record]) -> str:
+    """Each peer's time / rnnfast's over the cases that it takes; empty where there are none."""
+    rows = []
+    for name in peers.NAMES:
+        ratios = {r["name"]: r["beside_ms"][name] / r["rnnfast_ms"] for r in records if name in r.get("beside_ms", ())}
+        if ratios:
+            worst = min(ratios, key=ratios.get)
+            ahead = sum(ratio > 1 for ratio in ratios.values())
+            numbers = f"{geomean(ratios.values()):.2f}", f"{ratios[worst]:.2f}"
+            rows.append((name, str(len(ratios)), str(ahead), *numbers, worst))
+    headers = ("peer", "cases", "rnnfast ahead in", "geomean", "worst", "the worst case")
+    return table(headers, rows) if rows else ""
 
 
 def memory_table(records: Iterable[Record]) -> str:
@@ -233,6 +251,9 @@ def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome])
     if measured(records):
         parts.append(("Where torch.nn was faster", losses_table(records)))
         parts.append(("Summary (ratio of torch.nn's time to rnnfast's)", summary_table(records)))
+    of_peers = peer_table(undisturbed(records))
+    if of_peers:
+        parts.append(("Peers (ratio of their time to rnnfast's)", of_peers))
     disturbed = len(measured(records)) - len(undisturbed(records))
     if disturbed:
         parts.append((f"{disturbed} cases with ! are left out of all means", CONTENDED))

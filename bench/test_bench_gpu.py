@@ -14,7 +14,21 @@ import torch
 
 import rnnfast
 from bench import __main__ as program
-from bench import device, floors, measure, parity, peak, plots, providers, report, suites, timing, warm, workloads
+from bench import (
+    device,
+    floors,
+    measure,
+    parity,
+    peak,
+    peers,
+    plots,
+    providers,
+    report,
+    suites,
+    timing,
+    warm,
+    workloads,
+)
 from bench.cases import Case, float32_products
 from bench.suites import Experiment
 
@@ -117,6 +131,71 @@ def test_another_backend_that_fails_is_named_and_not_timed(monkeypatch, tmp_path
     assert status == 0 and record["speedup"] > 0 and record["beside_ms"] == {}
     assert record["beside_failures"] == {"reference": "RuntimeError: no kernel image is available"}
     assert "no kernel image" in (tmp_path / "report.md").read_text()
+
+
+class Torch(peers.Peer):
+    """torch's GRU as a peer that takes every case; `shift` is its error."""
+
+    def missing(self):
+        return None
+
+    def takes(self, case):
+        return peers.Range("gru.py", ("GRU",), ())
+
+
+def torch_as_peer(name, shift):
+    def load(case, device, backend):
+        zeros = torch.zeros(1, case.batch, case.hidden_size)
+        return lambda x, *weights: (
+            torch.gru(x, zeros.to(x), weights, True, 1, 0.0, False, False, False)[0] + shift(case)
+        )
+
+    return Torch(name, (), peers.as_torch, load)
+
+
+def test_peers_take_turns_and_their_failures_are_named(monkeypatch, tmp_path, fake_gpu):
+    def raises(case):
+        raise ImportError("no such kernel")
+
+    found = [
+        torch_as_peer(*peer) for peer in (("haste", lambda c: 0), ("torchrl", lambda c: 0.1), ("flaggems", raises))
+    ]
+    monkeypatch.setattr(peers, "PEERS", found)
+    monkeypatch.setattr(measure.peers.Peer, "version", lambda peer: "abc")
+    cases = [SMALL, replace(SMALL, mode="inference", dtype="bf16")]
+    status, records = run(monkeypatch, tmp_path, cases)
+    assert status == 0
+    for record in records.values():
+        assert set(record["beside_ms"]) == {"reference", "haste"} and record["speedup"] > 0
+        assert set(record["beside_failures"]) == {"torchrl", "flaggems"}
+        assert "output: error 1" in record["beside_failures"]["torchrl"]
+        assert record["beside_failures"]["flaggems"] == "ImportError: no such kernel"
+    text = (tmp_path / "report.md").read_text()
+    assert "haste / rnnfast" in text and "torchrl ms" not in text and "no such kernel" in text
+
+
+def test_the_table_of_peers():
+    def record(name, **peers_ms):
+        return record_on_gpu(name, beside_ms={"cuda": 9.0, **peers_ms}) | {"rnnfast_ms": 2.0}
+
+    records = [record("a", haste=4.0), record("b", haste=1.0, torchrl=6.0), record("c")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.peer_table(records).splitlines()[2:]]
+    assert rows == [["haste", "2", "1", "1.00", "0.50", "b"], ["torchrl", "1", "1", "3.00", "3.00", "b"]]
+    assert report.peer_table([record("c")]) == ""
+    assert "Peers (ratio of their time to rnnfast's)" in dict(report.sections("title", records, []))
+
+
+@pytest.mark.parametrize(
+    "dtype, failure", [("fp32-tf32", None), ("fp32-ieee", "grad_x: error 2.0e-03 > 1e-05"), ("bf16", None)]
+)
+def test_a_peer_is_held_to_the_ceiling_of_its_products(monkeypatch, dtype, failure):
+    truth = {"output": torch.ones(4), "grad_x": torch.ones(4)}
+    monkeypatch.setattr(parity, "reference", lambda case: truth)
+    case = replace(SMALL, dtype=dtype, device="cuda")
+    with float32_products(case):
+        found = parity.check_ceiling(case, {"output": truth["output"], "grad_x": truth["grad_x"] + 2e-3})
+        assert (found is None) if failure is None else found.startswith(failure)
+        assert "shape" in parity.check_ceiling(case, {"output": torch.ones(3)})
 
 
 def test_a_gpu_without_our_kernels_is_said_so(monkeypatch, fake_gpu):
