@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <vector>
 
 #include "plan.h"
@@ -22,7 +23,7 @@
 
 namespace rnnfast::cuda {
 
-inline void check(cudaError_t error, const char* what) {
+inline void check(cudaError_t error, std::string_view what) {
   STD_TORCH_CHECK(error == cudaSuccess, "rnnfast: ", what, ": ", cudaGetErrorString(error));
 }
 
