@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from . import device as gpu
     from . import measure, onnx_runtime, suites, warm
-    from .providers import GPU_BACKEND
+    from .providers import GPU_BACKEND, TIER_SECTION, asked, tier_refuses
     from .workloads import workloads
 
     begin = time.monotonic()
@@ -114,7 +114,16 @@ def run(arguments: argparse.Namespace) -> int:
         todo = results.left_of(todo)
     if device == "cuda":
         (arguments.out / "device.json").write_text(json.dumps(gpu.facts(), indent=1) + "\n")
-        cases = [job.case for job in todo.values() if isinstance(job, suites.Experiment)]
+        refusals = {key: tier_refuses(key[0], job.case) for key, job in todo.items()}
+        todo = {key: job for key, job in todo.items() if refusals[key] is None}
+        for section in dict.fromkeys(section for (section, _), reason in refusals.items() if reason):
+            reasons = [reason for key, reason in refusals.items() if key[0] == section and reason]
+            print(f"{section}: {len(reasons)} cases are left out; {reasons[0]}")
+        cases = [
+            job.case
+            for (section, _), job in todo.items()
+            if isinstance(job, suites.Experiment) and not section.startswith(TIER_SECTION)
+        ]
         print(f"compiled the kernels of {len(cases)} cases in {warm.compile_kernels(cases, GPU_BACKEND):.0f} s")
 
     tqdm.monitor_interval = 0  # its thread would be counted in the CPU time
@@ -129,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
                 found, alive = list(measure.measure(job, seconds)), True
             else:
                 results.keep(measure.unfinished(section, name, job.case, "did not end: it hung or was stopped"))
-                with rnnfast.backend(GPU_BACKEND, strict=True):
+                with asked(section):
                     found, alive = measure.measure_on_gpu(section, name, job, seconds)
             for record in found:
                 results.keep(record)

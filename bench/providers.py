@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -12,10 +14,46 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
+from rnnfast import _ext
 
 from .cases import DTYPES, Case, new_module
 
 GPU_BACKEND = "triton"  # no GPU backend is a default yet, so the suites on the GPU ask for this one
+TIER_SECTION = "tier "  # of the CUDA kernels; a section of this name and the tier's has rnnfast run that tier alone
+
+
+@contextmanager
+def asked(section: str) -> Iterator[None]:
+    """Within the block rnnfast runs on the GPU what the section measures, or raises: a backend, or one tier of CUDA."""
+    if not section.startswith(TIER_SECTION):
+        with rnnfast.backend(GPU_BACKEND, strict=True):
+            yield
+        return
+    before = os.environ.get("RNNFAST_TIER")
+    os.environ["RNNFAST_TIER"] = section.removeprefix(TIER_SECTION)
+    try:
+        with rnnfast.backend("cuda", strict=True):
+            yield
+    finally:
+        if before is None:
+            del os.environ["RNNFAST_TIER"]
+        else:
+            os.environ["RNNFAST_TIER"] = before
+
+
+def tier_refuses(section: str, case: Case) -> str | None:
+    """Why the tier of a section cannot run the case here; None: it can, or the section is not of a tier.
+
+    float32 counts as TF32, which the kernels take until they are told otherwise.
+    """
+    if not section.startswith(TIER_SECTION):
+        return None
+    if _ext.cuda_failure is not None:
+        return _ext.cuda_failure
+    size = case.cell.lower(), DTYPES[case.dtype], case.hidden_size, case.proj_size, case.batch, 1 + case.bidirectional
+    with asked(section):
+        reasons = (_ext.cuda_refuses(*size, backward=backward) for backward in (False, case.has_gradients))
+        return next((reason for reason in reasons if reason), None)
 
 
 class Problem:

@@ -5,6 +5,10 @@ What test_ops.py and test_ops_checks.py ask of the CPU's operators is asked here
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import test_ops
 import test_ops_checks
@@ -205,3 +209,36 @@ def test_tiers_agree(cell, tier, monkeypatch):
         monkeypatch.setenv("RNNFAST_TIER", other)
         found.append(flat(OPERATORS[NAMESPACE][cell].layer.bwd(*args)))
     assert all(all(map(near, found[0], other)) for other in found[1:])
+
+
+SMALL_DEVICE = """
+import os, torch, rnnfast
+from rnnfast import _ext
+
+def plan():
+    return _ext.cuda_plan("lstm", torch.float32, 130, namespace=_ext.EMULATOR_NAMESPACE)
+
+print(plan())
+for tier in ("cluster", "group"):
+    os.environ["RNNFAST_TIER"] = tier
+    print(plan())
+with rnnfast.backend("emulator", strict=True):  # 3 CTAs, which all fit; but who waits gives up at once
+    try:
+        print(rnnfast.LSTM(2, 40)(torch.ones(2, 1, 2)))
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_what_waits_is_refused_on_a_small_device_and_never_waits_for_ever(tier):
+    """No plan with CTAs that cannot all run; and a wait that ends by its bound is an error of the operator."""
+    if tier != "step":
+        return
+    options = {"RNNFAST_EMULATOR_RESIDENT_BLOCKS": "3", "RNNFAST_EMULATOR_SPIN_ROUNDS": "0"}
+    environment = {name: value for name, value in os.environ.items() if name != "RNNFAST_TIER"} | options
+    done = subprocess.run([sys.executable, "-c", SMALL_DEVICE], env=environment, capture_output=True, text=True)
+    free, cluster, group, waited = done.stdout.strip().split("\n", 3)
+    reason = "its CTAs wait for each other and this device cannot run all of them at once"
+    assert free.startswith("tier step: ") and f"tier cluster: {reason}; tier group: {reason}" in free
+    assert cluster == f"refused: tier cluster: {reason}" and group == f"refused: tier group: {reason}"
+    assert "spin budget exceeded" in waited, done.stderr

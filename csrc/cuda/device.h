@@ -29,7 +29,8 @@ inline void check(cudaError_t error, std::string_view what) {
 
 #if defined(RNNFAST_EMULATOR)
 
-// A Hopper device with few multiprocessors, so that small problems fill it.
+// A Hopper device with few multiprocessors, so that small problems fill it. How many CTAs it holds at once is the
+// emulator's own option.
 inline DeviceLimits limits_of(int32_t) { return {90, 8, 227 * 1024, 16, true}; }
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}

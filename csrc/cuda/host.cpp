@@ -30,17 +30,14 @@ Place place_of(const Tensor& tensor) {
 }
 
 Resources resources_of(Product product, Tier tier, const Shape& shape, bool backward) {
-  return with_product(product,
-                      [&]<Product kProduct>() { return resident_resources<kProduct>(tier, shape, backward); });
+  return with_product(product, [&]<Product kProduct>() { return resident_resources<kProduct>(tier, shape, backward); });
 }
 
 // What choose() asks of the compiled kernels and the current device.
 struct Kernels {
   const Problem& problem;
 
-  Resources resources(Tier tier) const {
-    return resources_of(problem.product, tier, problem.shape, problem.backward);
-  }
+  Resources resources(Tier tier) const { return resources_of(problem.product, tier, problem.shape, problem.backward); }
   const char* unfit(Tier tier) const {
     bool fits = false;
     const cudaError_t error = with_product(problem.product, [&]<Product kProduct>() {

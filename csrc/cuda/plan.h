@@ -93,11 +93,10 @@ inline const char* refuse_kernel(Tier tier, const Resources& kernel, const Devic
 
 // ---- which tier is preferred
 
-// How many batch tiles a tier may take one after another and still be preferred: its groups of CTAs fill the device,
-// and the rest of the batch waits. The step of a wave takes the same time however many there are (about 0.5 us, 1 us
-// and 2 us); that of tier step, 2.5 us of launch and latency, grows with the batch only beyond some 64 rows, for it
-// reads W_hh once for 64 of them. A single CTA uses the tensor cores as well as tier step does, so it always wins. All
-// of these are estimates; no GPU has measured them (csrc/README.md says what to measure).
+// How many waves a resident tier may take and still be preferred: as many batch tiles as the device holds run at once,
+// the others after them. All waves of a step together take waves * (0.5, 1 or 2 us, by tier), tier step 2.5 us plus its
+// products, which read W_hh once for 64 rows: it wins where waves are many. Never against tier cta, whose CTAs are all
+// busy and use the tensor cores no worse. An estimate, for no GPU has measured it (csrc/README.md).
 constexpr int64_t kMostWaves[kTiers] = {INT64_MAX, 8, 2, INT64_MAX};
 
 // Estimated with one CTA per SM.

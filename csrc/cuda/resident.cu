@@ -32,9 +32,9 @@ cudaError_t run_resident_backward(Tier tier, const BackwardLayer<void>& call, vo
   return launch_group_backward<kProduct>(layer, exchange, stream);
 }
 
-#define RNNFAST_INSTANTIATE(product)                                                                               \
-  template Resources resident_resources<Product::product>(Tier, const Shape&, bool);                               \
-  template cudaError_t resident_fits<Product::product>(Tier, const Shape&, bool, bool*);                           \
+#define RNNFAST_INSTANTIATE(product)                                                                                 \
+  template Resources resident_resources<Product::product>(Tier, const Shape&, bool);                                 \
+  template cudaError_t resident_fits<Product::product>(Tier, const Shape&, bool, bool*);                             \
   template cudaError_t run_resident_forward<Product::product>(Tier, const ForwardLayer<void>&, void*, cudaStream_t); \
   template cudaError_t run_resident_backward<Product::product>(Tier, const BackwardLayer<void>&, void*, cudaStream_t);
 RNNFAST_INSTANTIATE(kBfloat16)

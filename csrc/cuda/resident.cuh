@@ -1,5 +1,5 @@
-// What the resident tiers (cta, cluster, group) say of themselves to plan.h, in one form. Included by resident.cu, and by
-// the test of plan.h, which has no kernels.
+// What the resident tiers (cta, cluster, group) say of themselves to plan.h, in one form. Included by resident.cu, and
+// by the test of plan.h, which has no kernels.
 #pragma once
 
 #include "plan.h"
@@ -15,7 +15,8 @@ Resources resident_resources(Tier tier, const Shape& shape, bool backward) {
   const auto refused = [](const char* refusal) { return Resources{refusal, 0, 0, 0, 0}; };
   if (tier == Tier::kCta) {
     if (const char* refusal = cta_refuses(product, shape)) return refused(refusal);
-    const CtaResources found = backward ? cta_backward_resources<product>(shape) : cta_forward_resources<product>(shape);
+    const CtaResources found =
+        backward ? cta_backward_resources<product>(shape) : cta_forward_resources<product>(shape);
     return {nullptr, 1, found.threads, found.shared_bytes, 0};
   }
   if (tier == Tier::kCluster) {
