@@ -241,4 +241,4 @@ def test_what_waits_is_refused_on_a_small_device_and_never_waits_for_ever(tier):
     reason = "its CTAs wait for each other and this device cannot run all of them at once"
     assert free.startswith("tier step: ") and f"tier cluster: {reason}; tier group: {reason}" in free
     assert cluster == f"refused: tier cluster: {reason}" and group == f"refused: tier group: {reason}"
-    assert "spin budget exceeded" in waited, done.stderr
+    assert waited.startswith("emulator: ") and ("poll" in waited or "spin" in waited), waited
