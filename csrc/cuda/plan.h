@@ -96,8 +96,13 @@ inline const char* refuse_kernel(Tier tier, const Resources& kernel, const Devic
 // How many waves a resident tier may take and still be preferred: as many batch tiles as the device holds run at once,
 // the others after them. All waves of a step together take waves * (0.5, 1 or 2 us, by tier), tier step 2.5 us plus its
 // products, which read W_hh once for 64 rows: it wins where waves are many. Never against tier cta, whose CTAs are all
-// busy and use the tensor cores no worse. An estimate, for no GPU has measured it (csrc/README.md).
-constexpr int64_t kMostWaves[kTiers] = {INT64_MAX, 8, 2, INT64_MAX};
+// busy and use the tensor cores no worse. Exact float32 products are plain FFMA there, several times slower than three
+// of TF32, so the others may take 4 times as many waves. All this is an estimate: no GPU has measured it
+// (csrc/README.md).
+constexpr int64_t most_waves(Tier tier, Product product) {
+  const int64_t most = tier == Tier::kCluster ? 8 : tier == Tier::kGroup ? 2 : INT32_MAX;
+  return product == Product::kExact ? 4 * most : most;
+}
 
 // Estimated with one CTA per SM.
 inline int64_t waves(const Problem& problem, const Resources& kernel, const DeviceLimits& device) {
@@ -181,7 +186,7 @@ Choice choose(const Problem& problem, const DeviceLimits& device, const char* fo
       if (reason) continue;
       const Resources kernel = kernels.resources(tier);
       reason = refuse_kernel(tier, kernel, device);
-      if (!reason && wanted.empty() && waves(problem, kernel, device) > kMostWaves[i])
+      if (!reason && wanted.empty() && waves(problem, kernel, device) > most_waves(tier, problem.product))
         reason = "so many rows take too many turns";
       if (!reason) reason = kernels.unfit(tier);
       if (reason) continue;
