@@ -52,7 +52,7 @@ struct Plan {
   Tier tier;
   bool large;        // of tier step's two tiles
   int ctas;          // that hold one copy of W_hh
-  int tile_units;    // units per CTA
+  int tile_units;    // units per CTA; of the resident tiers without what they pad
   int tile_batch;    // rows of the batch per CTA
   int shared_bytes;  // dynamic shared memory per CTA
 };
