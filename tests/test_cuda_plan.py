@@ -225,17 +225,21 @@ def test_what_cannot_all_run_at_once_is_passed_over(plan):
 
 def test_many_turns_are_worse_than_tier_step(plan):
     """Tiles of the batch that a device cannot run at once wait for each other."""
-    for tier, number, H, rows in (
-        ("cluster", "bf16", 512, 8 * 8 * 8),  # 8 waves of 8 clusters of 16 CTAs, with 8 rows each
-        ("group", "bf16", 1024, 2 * 2 * 8),  # 2 groups of 64 CTAs at once
-        ("group", "f32", 512, 8 * 4 * 8),  # 4 groups of 32
+    for gpu, tier, number, H, rows in (
+        ("H200", "cluster", "bf16", 512, 8 * 8 * 8),  # 8 waves of 8 clusters of 16 CTAs, with 8 rows each
+        ("B200", "cluster", "bf16", 512, 8 * 9 * 8),
+        ("RTX 5090", "cluster", "bf16", 256, 8 * 42 * 8),
+        ("H200", "group", "bf16", 1024, 2 * 2 * 8),  # 2 groups of 64 CTAs at once
+        ("H200", "group", "f32", 512, 8 * 4 * 8),  # exact products: 4 groups of 32
+        ("A100", "group", "bf16", 256, 2 * 6 * 8),
+        ("RTX 4090", "group", "bf16", 512, 2 * 4 * 8),
     ):
-        assert plan("H200", "lstm", number, H, rows).tier == tier
-        chosen = plan("H200", "lstm", number, H, rows + 1)
+        assert plan(gpu, "lstm", number, H, rows).tier == tier
+        chosen = plan(gpu, "lstm", number, H, rows + 1)
         assert chosen.tier == "step" and f"tier {tier}: so many rows take too many turns" in chosen.why
-        assert plan("H200", "lstm", number, H, rows // 2, D=2).tier == tier
-        assert plan("H200", "lstm", number, H, rows // 2 + 1, D=2).tier == "step"
-        assert plan("H200", "lstm", number, H, 4 * rows, forced=tier).tier == tier
+        assert plan(gpu, "lstm", number, H, rows // 2, D=2).tier == tier
+        assert plan(gpu, "lstm", number, H, rows // 2 + 1, D=2).tier == "step"
+        assert plan(gpu, "lstm", number, H, 4 * rows, forced=tier).tier == tier
 
 
 def test_large_tiles_where_they_fill_half_of_the_device(plan):
