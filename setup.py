@@ -60,8 +60,13 @@ CPU_SOURCES = {
 CUDA_HOST_SOURCES = ["ops_cuda", "host", "forward", "backward"]
 CUDA_SOURCES = {
     "csrc/cuda/around.cu": 75,
-    "csrc/cuda/tier_cta.cu": 80,
-    **{f"csrc/cuda/inst_cta_{p}_{way}.cu": 80 for p in ("exact", "f16", "bf16", "tf32") for way in ("fwd", "bwd")},
+    "csrc/cuda/resident.cu": 80,
+    **{
+        f"csrc/cuda/inst_{tier}_{p}_{way}.cu": oldest
+        for tier, oldest in (("cta", 80), ("cluster", 90), ("group", 80))
+        for p in ("exact", "f16", "bf16", "tf32")
+        for way in ("fwd", "bwd")
+    },
     "csrc/cuda/inst_step_f32.cu": 75,
     "csrc/cuda/inst_step_f16.cu": 75,
     "csrc/cuda/inst_step_bf16.cu": 80,

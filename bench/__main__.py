@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from . import device as gpu
     from . import measure, onnx_runtime, peers, suites, warm
-    from .providers import gpu_backends
+    from .providers import forced_tier, gpu_backends, tier_of, tier_refuses
     from .workloads import workloads
 
     begin = time.monotonic()
@@ -117,7 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
         todo = results.left_of(todo)
     if device == "cuda":
         (arguments.out / "device.json").write_text(json.dumps(gpu.facts(), indent=1) + "\n")
-        cases = [job.case for job in todo.values() if isinstance(job, suites.Experiment)]
+        refusals = {key: tier_refuses(key[0], job.case) for key, job in todo.items()}
+        todo = {key: job for key, job in todo.items() if refusals[key] is None}
+        for section in dict.fromkeys(section for (section, _), reason in refusals.items() if reason):
+            reasons = [reason for key, reason in refusals.items() if key[0] == section and reason]
+            print(f"{section}: {len(reasons)} cases are left out; {reasons[0]}")
+        experiments = [job for job in todo.values() if isinstance(job, suites.Experiment)]
+        cases = [experiment.case for experiment in experiments if not tier_of(experiment.section)]
         seconds = sum(warm.compile_kernels(cases, name) for name in backends if name in warm.COMPILED_WHEN_CALLED)
         print(f"compiled the kernels of {len(cases)} cases in {seconds:.0f} s")
 
@@ -133,7 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
                 found, alive = list(measure.measure(job, seconds)), True
             else:
                 results.keep(measure.unfinished(section, name, job.case, "did not end: it hung or was stopped"))
-                found, alive = measure.measure_on_gpu(section, name, job, seconds, backends)
+                with forced_tier(section):
+                    measured = ["cuda"] if tier_of(section) else backends
+                    found, alive = measure.measure_on_gpu(section, name, job, seconds, measured)
             for record in found:
                 results.keep(record)
                 if record["failure"]:

@@ -22,7 +22,7 @@ from . import device, memory, onnx_runtime, parity, peak, peers, training
 from .busy import busy_cores
 from .cases import Case, float32_products
 from .goals import Record
-from .providers import Problem, Runner
+from .providers import Problem, Runner, tier_of
 from .suites import Experiment
 from .timing import BusyClock, Call, Timing, interleave, new_clock
 from .workloads import Workload
@@ -163,7 +163,7 @@ def _beside(
         failures |= {name: failure} if failure else {}
         calls |= {} if failure else {name: runner.timed}
     for peer in peers.present():
-        if peer.takes(case):
+        if peer.takes(case) and tier_of(experiment.section) is None:
             call, failure = _peer(case, problem, of_torch, peer)
             failures |= {peer.name: failure} if failure else {}
             calls |= {} if failure else {peer.name: call}

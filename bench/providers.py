@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -12,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
+from rnnfast import _ext
 from rnnfast.select import requested
 
 from .cases import DTYPES, Case, new_module
 
 GPU_BACKENDS = ("cuda", "triton")  # none is a default yet, so the suites on a GPU ask for each
+TIER_SECTION = "tier "  # of the CUDA kernels; a section of this name and the tier's has rnnfast run that tier alone
 
 
 def gpu_backends() -> list[str]:
@@ -31,6 +35,43 @@ def gpu_backends() -> list[str]:
         reasons = ", ".join(f"{name}: {found[name]}" for name in wanted)
         raise RuntimeError(f"no backend of rnnfast runs on this GPU ({reasons})")
     return usable
+
+
+def tier_of(section: str) -> str | None:
+    """The tier of the CUDA kernels that a section measures alone, or None."""
+    return section.removeprefix(TIER_SECTION) if section.startswith(TIER_SECTION) else None
+
+
+@contextmanager
+def forced_tier(section: str) -> Iterator[None]:
+    """Within the block the CUDA kernels take the section's tier, where it is of one, or raise."""
+    tier, before = tier_of(section), os.environ.get("RNNFAST_TIER")
+    if tier is None:
+        yield
+        return
+    os.environ["RNNFAST_TIER"] = tier
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RNNFAST_TIER"]
+        else:
+            os.environ["RNNFAST_TIER"] = before
+
+
+def tier_refuses(section: str, case: Case) -> str | None:
+    """Why the tier of a section cannot run the case here; None: it can, or the section is not of a tier.
+
+    float32 counts as TF32, which the kernels take until they are told otherwise.
+    """
+    if tier_of(section) is None:
+        return None
+    if _ext.cuda_failure is not None:
+        return _ext.cuda_failure
+    size = case.cell.lower(), DTYPES[case.dtype], case.hidden_size, case.proj_size, case.batch, 1 + case.bidirectional
+    with forced_tier(section):
+        reasons = (_ext.cuda_refuses(*size, backward=backward) for backward in (False, case.has_gradients))
+        return next((reason for reason in reasons if reason), None)
 
 
 class Problem:

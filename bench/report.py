@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import goals, peers
 from .goals import Outcome, Record, geomean
-from .providers import GPU_BACKENDS
+from .providers import GPU_BACKENDS, tier_of
 
 CONTENDED = "Other programs held the cores while several threads were timed; close them and repeat for these cases."
 LONGEST_KERNEL = 40  # characters of its name in a table; results.json has more
@@ -20,6 +20,7 @@ HEADINGS = {
     "packed": "Unequal lengths (half of the maximum on average) beside the padded layer",
     "neighbours": "Sizes off the round numbers beside their round neighbours",
     "oversubscribed": "As many busy processes as cores (wall time)",
+    **{f"tier {tier}": f"CUDA kernels, tier {tier} alone" for tier in ("cta", "cluster", "group", "step")},
 }
 # The number that a section is about, besides the ratio to torch.nn.
 RELATIVE = {
@@ -57,9 +58,14 @@ def undisturbed(records: Iterable[Record]) -> list[Record]:
     return [record for record in measured(records) if not record["contended"]]
 
 
+def not_forced(records: Iterable[Record]) -> list[Record]:
+    """Without the tiers that were measured only to be compared with each other."""
+    return [record for record in records if tier_of(record["section"]) is None]
+
+
 def last_line(records: Sequence[Record]) -> str:
     """The line that `make bench` ends with."""
-    timed = undisturbed(records)
+    timed = not_forced(undisturbed(records))
     if not timed:
         return "no speed-up to report: no case was right and measured undisturbed"
     least, mean = slowest(timed), geomean(record["speedup"] for record in timed)
@@ -222,7 +228,8 @@ def goal_table(outcomes: Sequence[Outcome]) -> str:
 
 def losses_table(records: Sequence[Record]) -> str:
     """Every case where torch.nn was faster, the worst first; a sentence where there is none."""
-    lost = sorted((r for r in undisturbed(records) if r["speedup"] < 1), key=lambda record: record["speedup"])
+    lost = [record for record in not_forced(undisturbed(records)) if record["speedup"] < 1]
+    lost.sort(key=lambda record: record["speedup"])
     return case_table(lost) if lost else "No case was slower than torch.nn."
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -161,6 +161,16 @@ def full() -> list[Experiment]:
     return experiments
 
 
+def tiers(hidden: Sequence[int], batches: Sequence[int], **rest) -> Iterator[Experiment]:
+    """Every kind of CUDA kernel by itself, on the same layers: where one should give way to another (csrc/cuda/plan.h).
+
+    What a tier cannot run is left out when the suite runs.
+    """
+    cases = list(grid(hidden, batches, seq_len=GPU_SEQ_LEN, device="cuda", **rest))
+    for tier, case in product(("cta", "cluster", "group", "step"), cases):
+        yield Experiment(f"tier {tier}", case)
+
+
 def gpu_quick() -> list[Experiment]:
     """6 to 8 minutes on an H200: small and large layers, one row and many, in every kind of numbers."""
     rest = {"seq_len": GPU_SEQ_LEN, "device": "cuda"}
@@ -169,7 +179,8 @@ def gpu_quick() -> list[Experiment]:
         cases += grid((64, 128, 256, 512, 1024), (1, 64), cells=("LSTM", "GRU"), dtype=dtype, **rest)
     for dtype in ("bf16", "fp32-tf32"):
         cases += grid((128, 512), (1, 64), cells=("RNN",), dtype=dtype, **rest)
-    return [Experiment("grid", case) for case in cases]
+    forced = tiers((64, 256, 512, 1024), (1, 64), cells=("LSTM",), modes=("training",), dtype="bf16")
+    return [*(Experiment("grid", case) for case in cases), *forced]
 
 
 def gpu() -> list[Experiment]:
@@ -183,7 +194,10 @@ def gpu() -> list[Experiment]:
         others += grid((96, 129, 193, 200, 384, 768), (8, 64), cells=("LSTM",), dtype=dtype, **rest)
     others += [Case(cell, mode, 64, 1, seq_len=1, device="cuda") for mode, cell in product(MODES, CELLS)]
     others += [*(replace(case, device="cuda") for case in special(threads=1)), *large(device="cuda")]
-    return [Experiment("grid", case) for case in cases] + [Experiment("other", case) for case in others]
+    experiments = [Experiment("grid", case) for case in cases] + [Experiment("other", case) for case in others]
+    for dtype in ("bf16", "fp32-tf32"):
+        experiments += tiers(GPU_HIDDEN, GPU_BATCHES, cells=("LSTM", "GRU"), dtype=dtype)
+    return experiments
 
 
 WHOLES = {"quick": quick, "cpu": cpu, "full": full, "gpu-quick": gpu_quick, "gpu": gpu}

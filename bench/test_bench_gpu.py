@@ -31,6 +31,7 @@ from bench import (
 )
 from bench.cases import Case, float32_products
 from bench.suites import Experiment
+from rnnfast import select
 
 WITHOUT_TRITON = os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
 SMALL = Case("GRU", "training", 8, 3, seq_len=5)
@@ -258,7 +259,38 @@ def test_the_suites():
     assert {e.case.device for e in quick + whole} == {"cuda"}
     names = {e.case.name for e in whole if e.section == "grid"}
     assert len(names) == 3 * 10 * 5 * 2 * len(suites.GPU_DTYPES) and {e.case.name for e in quick} <= names
+    for suite in (quick, whole):
+        sections = {e.section for e in suite if e.section.startswith(providers.TIER_SECTION)}
+        assert sections == {f"tier {tier}" for tier in ("cta", "cluster", "group", "step")} <= set(report.HEADINGS)
     assert "lstm_h64_b1_t512_fp32-tf32_train" in names
+
+
+def test_a_section_of_a_tier_runs_that_tier(monkeypatch, tmp_path, fake_gpu, capsys):
+    """Where the kernels are there and take the case; else it is left out, with the reason."""
+    monkeypatch.setattr(providers._ext, "cuda_failure", None)
+    asked = []
+
+    def cuda_refuses(cell, dtype, hidden_size, *rest, backward):
+        asked.append(os.environ["RNNFAST_TIER"])
+        return "too large" if hidden_size > 8 else None
+
+    def measure_case(experiment, seconds, others):
+        measured.append((os.environ.get("RNNFAST_TIER"), select.requested(), experiment.case.hidden_size))
+        return record_on_gpu(experiment.case.name, section=experiment.section)
+
+    measured = []
+    monkeypatch.setattr(providers._ext, "cuda_refuses", cuda_refuses)
+    monkeypatch.setattr(measure, "measure_case", measure_case)
+    cases = [replace(SMALL, hidden_size=size) for size in (8, 9)]
+    experiments = [Experiment(section, case) for section in ("grid", "tier group") for case in cases]
+    monkeypatch.setitem(suites.WHOLES, "gpu-quick", lambda: experiments)
+    monkeypatch.setattr(sys, "argv", ["bench", "gpu-quick", "--out", str(tmp_path)])
+    assert program.main() == 0
+    assert measured == [(None, "cpu", 8), (None, "cpu", 9), ("group", "cuda", 8)] and set(asked) == {"group"}
+    told = capsys.readouterr().out
+    assert "tier group: 1 cases are left out; too large" in told and "CUDA kernels, tier group alone" in told
+    monkeypatch.setattr(providers._ext, "cuda_failure", "it is not built")
+    assert providers.tier_refuses("tier cta", SMALL) == "it is not built"
 
 
 def test_suites_of_a_gpu_are_refused_without_one(monkeypatch, capsys):

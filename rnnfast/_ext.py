@@ -69,7 +69,8 @@ def cuda_plan(
     device: int = 0,
     namespace: str = "rnnfast",
 ) -> str:
-    """How the CUDA kernels run such a layer, "tier step: ..." say, or "refused: " and the reason why they do not.
+    """How the CUDA kernels run such a layer, "tier step: ..." say and what spoke against the tiers before it, or
+    "refused: " and the reason why they do not.
 
     `cell` is "rnn", "gru" or "lstm". With `namespace` EMULATOR_NAMESPACE the emulator answers for its own device.
     """

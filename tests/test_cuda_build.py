@@ -164,6 +164,10 @@ def test_commands_of_the_cuda_library(machine):
         assert f"-gencode=arch=compute_{number},code=sm_{number}" in plain
     assert "code=compute_120" in plain
     assert "code=sm_75" not in next(line for line in kernels if "inst_step_bf16.cu" in line)
+    cluster, group = (
+        next(line for line in kernels if f"inst_{tier}_f16_fwd.cu" in line) for tier in ("cluster", "group")
+    )
+    assert "code=sm_80" in group and "code=sm_89" not in cluster and "code=sm_90a" in cluster
     host = [line for line in built.compiled if "csrc/cuda/ops_cuda.cpp" in line]
     assert host and "-DUSE_CUDA" in host[0] and "-DTORCH_TARGET_VERSION=0x020B000000000000ULL" in host[0]
     assert f"-isystem {toolkit}/include" in host[0]

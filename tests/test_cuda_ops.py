@@ -5,6 +5,10 @@ What test_ops.py and test_ops_checks.py ask of the CPU's operators is asked here
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import test_ops
 import test_ops_checks
@@ -32,12 +36,18 @@ from rnnfast.ops import OPERATORS
 
 pytestmark = needs_emulator
 SMALL = test_ops.SMALL
+TIERS = ("cta", "cluster", "group", "step")
 
 
-@pytest.fixture(autouse=True, params=("cta", "step"))
+@pytest.fixture(autouse=True, params=TIERS)
 def tier(request, monkeypatch):
     """Every test on every tier, with the emulator's operators in place of the CPU's."""
     monkeypatch.setenv("RNNFAST_TIER", request.param)
+    case = request.node.callspec.params.get("case")
+    if case and case.proj:
+        reason = _ext.cuda_refuses("lstm", case.dtype, case.H, case.proj, namespace=NAMESPACE)
+        if reason:
+            pytest.skip(reason)
     for module in (test_ops, test_ops_checks):
         monkeypatch.setattr(module, "OPS", OPERATORS[NAMESPACE])
     return request.param
@@ -116,10 +126,10 @@ def test_misaligned_tensors(cell, H):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_long_packed_batches(cell, tier):
-    """The schedule reaches the device 256 steps at a time."""
+    """The schedule reaches the device 256 steps at a time, for all tiers in the same way."""
     if tier == "step":
         check(Case(cell, 258, 2, 1, 2, ragged="sorted"))
-    else:
+    elif tier == "cta":
         check(Case(cell, 515, 3, 1, 2, ragged="sorted", bidirectional=True))
 
 
@@ -157,10 +167,15 @@ def test_float64_is_refused(tier):
 
 
 def test_a_forced_tier_that_cannot_run_raises_its_reason(tier, monkeypatch):
-    monkeypatch.setenv("RNNFAST_TIER", "cta")
-    args = test_ops.arguments(Case("lstm", T=1, B=1, I=1, H=129))
-    with pytest.raises(RuntimeError, match="tier cta: weight_hh exceeds the registers of one CTA"):
-        OPERATORS[NAMESPACE]["lstm"].layer.infer(*args)
+    for forced, H, reason in (
+        ("cta", 129, "weight_hh exceeds the registers of one CTA"),
+        ("cluster", 513, "weight_hh exceeds the registers of a cluster"),
+        ("group", 513, "weight_hh exceeds what a group can hold"),
+    ):
+        monkeypatch.setenv("RNNFAST_TIER", forced)
+        args = test_ops.arguments(Case("lstm", T=1, B=1, I=1, H=H))
+        with pytest.raises(RuntimeError, match=f"tier {forced}: {reason}"):
+            OPERATORS[NAMESPACE]["lstm"].layer.infer(*args)
     monkeypatch.setenv("RNNFAST_TIER", "warp")
     with pytest.raises(RuntimeError, match="expected cta, cluster, group or step, got warp"):
         OPERATORS[NAMESPACE]["lstm"].layer.infer(*args)
@@ -170,16 +185,60 @@ def test_the_plan_can_be_asked(tier, monkeypatch):
     assert _ext.cuda_plan("gru", torch.float16, 64, batch=3, namespace=NAMESPACE).startswith(f"tier {tier}: ")
     monkeypatch.delenv("RNNFAST_TIER")
     assert _ext.cuda_plan("gru", torch.float16, 64, namespace=NAMESPACE).startswith("tier cta: 64 units x 8 rows")
+    plans = [_ext.cuda_plan("lstm", torch.float32, H, namespace=NAMESPACE) for H in (130, 300, 600)]
+    assert [plan.split(":")[0] for plan in plans] == ["tier cluster", "tier group", "tier step"]
+    assert "not tier cta: weight_hh exceeds the registers of one CTA; tier cluster: weight_hh exceeds" in plans[1]
     assert _ext.cuda_refuses("lstm", torch.bfloat16, 3000, namespace=NAMESPACE) is None
 
 
+@pytest.mark.parametrize("H", [130, 300])
+def test_larger_layers_without_a_forced_tier(tier, monkeypatch, H):
+    """The emulator's device takes tier cluster, then group."""
+    if tier == "step":
+        monkeypatch.delenv("RNNFAST_TIER")
+        check(Case("gru", 2, 3, 4, H, ragged="sorted"))
+
+
 @pytest.mark.parametrize("cell", CELLS)
-def test_tiers_agree(cell, monkeypatch):
-    """What one tier saves another may read: a plan is made for each pass on its own."""
+def test_tiers_agree(cell, tier, monkeypatch):
+    """What `tier` saves any other may read: a plan is made for each pass on its own."""
     case = Case(cell, 3, 4, 3, 20, bidirectional=True, ragged="lengths")
-    monkeypatch.setenv("RNNFAST_TIER", "step")
     args = test_ops.backward_arguments(case)
-    first = flat(OPERATORS[NAMESPACE][cell].layer.bwd(*args))
-    monkeypatch.setenv("RNNFAST_TIER", "cta")
-    second = flat(OPERATORS[NAMESPACE][cell].layer.bwd(*args))
-    assert all(map(near, first, second))
+    found = []
+    for other in TIERS:
+        monkeypatch.setenv("RNNFAST_TIER", other)
+        found.append(flat(OPERATORS[NAMESPACE][cell].layer.bwd(*args)))
+    assert all(all(map(near, found[0], other)) for other in found[1:])
+
+
+SMALL_DEVICE = """
+import os, torch, rnnfast
+from rnnfast import _ext
+
+def plan():
+    return _ext.cuda_plan("lstm", torch.float32, 130, namespace=_ext.EMULATOR_NAMESPACE)
+
+print(plan())
+for tier in ("cluster", "group"):
+    os.environ["RNNFAST_TIER"] = tier
+    print(plan())
+with rnnfast.backend("emulator", strict=True):  # 3 CTAs, which all fit; but who waits gives up at once
+    try:
+        print(rnnfast.LSTM(2, 40)(torch.ones(2, 1, 2)))
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_what_waits_is_refused_on_a_small_device_and_never_waits_for_ever(tier):
+    """No plan with CTAs that cannot all run; and a wait that ends by its bound is an error of the operator."""
+    if tier != "step":
+        return
+    options = {"RNNFAST_EMULATOR_RESIDENT_BLOCKS": "3", "RNNFAST_EMULATOR_SPIN_ROUNDS": "0"}
+    environment = {name: value for name, value in os.environ.items() if name != "RNNFAST_TIER"} | options
+    done = subprocess.run([sys.executable, "-c", SMALL_DEVICE], env=environment, capture_output=True, text=True)
+    free, cluster, group, waited = done.stdout.strip().split("\n", 3)
+    reason = "its CTAs wait for each other and this device cannot run all of them at once"
+    assert free.startswith("tier step: ") and f"tier cluster: {reason}; tier group: {reason}" in free
+    assert cluster == f"refused: tier cluster: {reason}" and group == f"refused: tier group: {reason}"
+    assert waited.startswith("emulator: ") and ("poll" in waited or "spin" in waited), waited

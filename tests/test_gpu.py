@@ -18,13 +18,13 @@ import torch
 from harness import CELLS, Case, Data, check, float32_products, make_module, run
 
 import rnnfast
-from rnnfast import triton
+from rnnfast import _ext, triton
 from rnnfast.triton import plan
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 DEVICE = "cuda"
-BACKENDS = ("triton",)  # whose kernels run here
+BACKENDS = ("triton", "cuda")  # whose kernels run here
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 # Cells, and the LSTM with a projection; and the four ways of numbers.
 KINDS_OF_LAYERS = (*CELLS, "lstm_projected")
@@ -34,12 +34,21 @@ PROJECTED_FROM = {5: 1, 63: 5, 100: 64, 128: 63, 130: 100, 200: 130, 256: 128, 5
 ORACLE_THREADS = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
+def needs(backend: str) -> None:
+    if backend == "triton" and triton.interpreted:
+        pytest.skip("Triton's kernels run in its interpreter here, not on the GPU: set TRITON_INTERPRET=0")
+    if backend == "cuda" and _ext.cuda_failure is not None:
+        pytest.skip(_ext.cuda_failure)
+
+
 @pytest.fixture(params=BACKENDS)
 def name(request) -> str:
     """The backend under test."""
-    if request.param == "triton" and triton.interpreted:
-        pytest.skip("Triton's kernels run in its interpreter here, not on the GPU: set TRITON_INTERPRET=0")
+    needs(request.param)
     return request.param
+
+
+only_triton = pytest.mark.parametrize("name", ["triton"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +66,26 @@ def layer(kind: str, T: int, B: int, I: int, H: int, numbers: str, **rest) -> Ca
     return Case(cell, T, B, I, H, proj=projection, dtype=dtype, products=products, **rest)
 
 
-def kinds_of(case: Case) -> str:
+def tiers_of(case: Case) -> list[str]:
+    """What the CUDA kernels plan for forward and for backward, with the products of the last call."""
+    size = case.cell.split("_")[0], case.dtype, case.H, case.proj, case.B, case.directions
+    return [_ext.cuda_plan(*size, backward=backward) for backward in (False, True)]
+
+
+def force(tier: str, case: Case, monkeypatch) -> None:
+    """CUDA's calls take this tier; skips the test where this GPU cannot run the case on it."""
+    needs("cuda")
+    monkeypatch.setenv("RNNFAST_TIER", tier)
+    if refused := [plan for plan in tiers_of(case) if plan.startswith("refused: ")]:
+        pytest.skip(refused[0])
+
+
+def kinds_of(case: Case, name: str) -> str:
     """Which kind of kernel forward and backward take, for the log."""
     from rnnfast.triton import layers
 
+    if name == "cuda":
+        return ", ".join(plan.split(":")[0] for plan in tiers_of(case))
     cell, size = case.cell.split("_")[0], (case.H, case.proj or case.H, case.B, case.directions)
     products = case.products if case.dtype is F32 else "16-bit"
     device = layers.device_of(torch.empty(0, device=DEVICE))
@@ -69,9 +94,10 @@ def kinds_of(case: Case) -> str:
 
 
 def check_here(case: Case, name: str, record_property) -> None:
-    if name == "triton":
-        record_property("kinds", kinds_of(case))
-    check(case, name, DEVICE)
+    try:
+        check(case, name, DEVICE)
+    finally:
+        record_property("kinds", kinds_of(case, name))
 
 
 @pytest.fixture
@@ -148,11 +174,12 @@ FORCED = [
 ]  # fmt: skip
 
 
+@only_triton
 @pytest.mark.parametrize(("kind", "case"), FORCED, ids=str)
 def test_parity_of_kinds_that_another_hides(kind, case, name, only, record_property):
     only(kind)
-    if name == "triton" and kind in ("group", "step"):
-        assert kinds_of(case) == f"{kind}, {kind}"
+    if kind in ("group", "step"):
+        assert kinds_of(case, name) == f"{kind}, {kind}"
     check_here(case, name, record_property)
 
 
@@ -163,6 +190,7 @@ def test_parity_of_a_very_long_sequence(name, record_property):
 EXACT = [layer(cell, 33, 17, 5, H, "ieee", seed=7) for cell, H in product(CELLS, (20, 63))]
 
 
+@only_triton
 @pytest.mark.parametrize("case", EXACT, ids=str)
 def test_three_tf32_products_are_as_exact_as_ieee(case, name, monkeypatch):
     monkeypatch.setenv("RNNFAST_FLOAT32_PRODUCTS", "tf32x3")
@@ -182,7 +210,7 @@ def test_cells(cell, name):
     torch.testing.assert_close(grads[0], grads[1])
 
 
-# One layer of each kind of kernel, for all that follows: they share compiled kernels with each other.
+# One layer of each kind of Triton kernel, for all that follows: they share compiled kernels with each other.
 ONE_OF_EACH = {
     "whole": layer("lstm", 20, 17, 7, 63, "bf16", bidirectional=True),
     "whole, lengths": layer("gru", 20, 17, 7, 63, "tf32", ragged="lengths"),
@@ -192,7 +220,19 @@ ONE_OF_EACH = {
     "step": layer("gru", 20, 17, 7, 130, "ieee"),
     "step, projected": layer("lstm_projected", 20, 17, 7, 130, "bf16", ragged="lengths"),
 }
-each_kind = pytest.mark.parametrize("case", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
+# The same of CUDA's tiers.
+OF_EACH_TIER = {
+    "cta": layer("lstm", 20, 17, 7, 63, "bf16", bidirectional=True),
+    "cta, packed": layer("gru", 20, 17, 7, 63, "tf32", ragged="unsorted"),
+    "cluster": layer("gru", 20, 17, 7, 256, "tf32", bidirectional=True),
+    "cluster, lengths": layer("lstm", 20, 17, 7, 256, "bf16", ragged="lengths"),
+    "group": layer("lstm", 20, 17, 7, 512, "bf16", bidirectional=True),
+    "group, packed": layer("gru", 20, 17, 7, 512, "tf32", ragged="unsorted"),
+    "step": layer("gru", 20, 17, 7, 130, "ieee"),
+}
+KINDS = [pytest.param(None, case, id=f"triton-{name}") for name, case in ONE_OF_EACH.items()]
+KINDS += [pytest.param(name.split(",")[0], case, id=f"cuda-{name}") for name, case in OF_EACH_TIER.items()]
+each_kind = pytest.mark.parametrize(("tier", "case"), KINDS)
 
 
 class Training:
@@ -238,18 +278,16 @@ def same_bits(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 
 @pytest.fixture
-def asked(name):
-    with rnnfast.backend(name, strict=True):
-        yield name
-
-
-def products(case: Case):
-    return float32_products(case.products)
+def asked(tier, case, monkeypatch):
+    """Calls take a tier of the CUDA kernels, or Triton's where there is none."""
+    force(tier, case, monkeypatch) if tier else needs("triton")
+    with rnnfast.backend("cuda" if tier else "triton", strict=True):
+        yield
 
 
 @each_kind
 def test_the_same_call_gives_the_same_bits(case, asked):
-    with products(case):
+    with float32_products(case.products):
         training = Training(case)
         first = training()
         elsewhere = [torch.empty(1 << 20, device=DEVICE) for _ in range(3)]  # results lie at other addresses
@@ -258,7 +296,7 @@ def test_the_same_call_gives_the_same_bits(case, asked):
 
 @each_kind
 def test_a_call_does_not_wait_for_the_gpu(case, asked):
-    with products(case):
+    with float32_products(case.products):
         training = Training(case)
         training()
         torch.cuda.synchronize()
@@ -274,7 +312,7 @@ def test_cuda_graph_of_forward_and_backward(case, asked):
     """Captured once, replayed on other numbers."""
     if case.ragged == "unsorted":
         pytest.skip("batch_sizes are in host memory and copied at every call, which a replay would not repeat")
-    with products(case):
+    with float32_products(case.products):
         training = Training(case)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -296,7 +334,7 @@ def test_cuda_graph_of_forward_and_backward(case, asked):
 
 @each_kind
 def test_two_side_streams_at_once(case, asked):
-    with products(case):
+    with float32_products(case.products):
         trainings = [Training(case, seed) for seed in (1, 2)]
         expected = [training() for training in trainings]
         streams = [torch.cuda.Stream() for _ in trainings]
@@ -310,9 +348,8 @@ def test_two_side_streams_at_once(case, asked):
         assert all(same_bits(expected[i % 2], result) for i, result in enumerate(results))
 
 
+@only_triton
 def test_autotune(name, monkeypatch, tmp_path):
-    if name != "triton":
-        pytest.skip("only Triton's kernels are tuned at run time")
     from rnnfast.triton import autotune
 
     monkeypatch.setenv("RNNFAST_AUTOTUNE", "1")

@@ -52,15 +52,33 @@ def test_a_command_that_hangs_is_stopped_with_all_its_children(gpu_check, tmp_pa
     assert gpu_check.simple("environment", ["false"], tmp_path).what == "exit status 1"
 
 
+def test_the_build_is_for_the_gpu_that_is_here(gpu_check, tmp_path, monkeypatch):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '9.0\\n9.0\\n8.0\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: str(smi))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert gpu_check.architecture() == {"TORCH_CUDA_ARCH_LIST": "8.0;9.0"}
+    smi.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
+    assert gpu_check.architecture() == {}
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda name: None)
+    assert gpu_check.architecture() == {}
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a")
+    assert gpu_check.architecture() == {}
+
+
 def test_what_the_sanitizer_says(gpu_check):
     head = "whole LSTM torch.float32 done\nwhole GRU torch.float32 done\n"
     ours = "========= Invalid __global__ write of size 4 bytes\n=========     at lstm_forward+0x120 in lstm.py:40\n"
     theirs = "========= Race reported in sm90_gemm_bf16\n"
+    theirs += "=========     Host Frame: rnnfast::cuda::launch_group_forward in _C_cuda.so\n"
+    cuda = "========= Race reported in void rnnfast::cuda::group_forward<(rnnfast::cuda::Product)0, 256, 8>(T1)\n"
     assert gpu_check.verdict("memcheck", 0, head + "========= ERROR SUMMARY: 0 errors\n") == (
         "passed",
         "2 layers, exit status 0",
     )
     assert gpu_check.verdict("memcheck", gpu_check.FOUND, head + ours)[0] == "failed"
+    assert gpu_check.verdict("racecheck", gpu_check.FOUND, head + cuda)[0] == "failed"
     assert gpu_check.verdict("racecheck", gpu_check.FOUND, head + theirs)[0] == "passed"
     assert gpu_check.verdict("racecheck", 1, head)[0] == "failed"
     assert gpu_check.verdict("synccheck", None, head)[0] == "failed"

@@ -1,4 +1,4 @@
-"""`make gpu-check`: builds, reports the environment, runs tests/test_gpu.py and compute-sanitizer on a GPU.
+"""`make gpu-check`: builds, reports the environment, runs tests/test_gpu*.py and compute-sanitizer on a GPU.
 
 Every stage has a time limit, all together 8 minutes. OUT gets few files: setup.log, tests.log, one log per tool and
 summary.json, written after each stage. Until the tests have ended cases.jsonl has those that have, so that a killed run
@@ -27,10 +27,16 @@ CASES = "RNNFAST_GPU_CASES"  # the file that the plugin appends to
 PROCESSES = 10  # of pytest-xdist: compiling one kernel takes a second or more on one core
 LIMITS = {"build": 90, "environment": 25, "tests": 260, "sanitizer": 105}  # seconds
 SMALL = "tools/gpu_small.py"
+TESTS = ("tests/test_gpu.py", "tests/test_gpu_tiers.py")
 TEST_SECONDS = 90  # of one test, after which it hangs
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 FOUND = 99  # compute-sanitizer's exit status where it found something
-OURS = re.compile(r"\b(?:rnn|gru|lstm)_(?:forward|backward|project|unproject)\b")
+# Triton's kernels and those of CUDA, whose names in a report may be mangled.
+OURS = re.compile(
+    r"\b(?:rnn|gru|lstm)_(?:forward|backward|project|unproject)\b"
+    r"|(?:cta|cluster|group|step)_(?:forward|backward|project|grad_state)|clear_exchange"
+    r"|(?:sum_biases|write_schedule|clamp_lengths|gather_previous|cell_outputs)_kernel"
+)
 
 
 @dataclass
@@ -91,10 +97,10 @@ def simple(name: str, command: list[str], out: Path, **environment: str) -> Stag
 
 
 def tests(out: Path) -> tuple[Stage, list[dict]]:
-    """tests/test_gpu.py, in several processes where pytest-xdist is installed."""
+    """tests/test_gpu.py and test_gpu_tiers.py, in several processes where pytest-xdist is installed."""
     cases = out / "cases.jsonl"
     cases.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-p", "gpu_check", "tests/test_gpu.py", "-v", "-rfEs", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-p", "gpu_check", *TESTS, "-v", "-rfEs", "--tb=short"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(PROCESSES, max(1, (os.cpu_count() or 2) - 2)))]
     if importlib.util.find_spec("pytest_timeout"):
@@ -111,8 +117,9 @@ def tests(out: Path) -> tuple[Stage, list[dict]]:
 
 
 def findings(log: str) -> int:
-    """How many lines of compute-sanitizer's report name one of our kernels."""
-    return sum(bool(OURS.search(line)) for line in log.splitlines() if line.startswith("========="))
+    """How many lines of compute-sanitizer's report name one of our kernels; who launched a kernel does not count."""
+    lines = [line for line in log.splitlines() if line.startswith("=========") and "Host Frame" not in line]
+    return sum(bool(OURS.search(line)) for line in lines)
 
 
 def verdict(tool: str, status: int | None, log: str) -> tuple[str, str]:
@@ -147,6 +154,16 @@ def sanitizers(out: Path) -> list[Stage]:
     return stages
 
 
+def architecture() -> dict[str, str]:
+    """For the build: the architecture of the GPU that is here. All that are shipped take minutes."""
+    asked = shutil.which("nvidia-smi")
+    if not asked or os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return {}
+    told = subprocess.run([asked, "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True)
+    found = sorted({line.strip() for line in told.stdout.splitlines() if re.fullmatch(r"\d+\.\d", line.strip())})
+    return {"TORCH_CUDA_ARCH_LIST": ";".join(found)} if found else {}
+
+
 def device_and_versions() -> dict[str, object]:
     import torch
 
@@ -173,7 +190,8 @@ def main() -> int:
         summary["stages"] = [asdict(stage) for stage in stages]
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
-    keep(simple("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], out, RNNFAST_BUILD="1"))
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    keep(simple("build", build, out, RNNFAST_BUILD="1", **architecture()))
     keep(simple("environment", [sys.executable, "-m", "rnnfast.env_report"], out))
     try:
         summary |= device_and_versions()

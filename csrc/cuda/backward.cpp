@@ -38,7 +38,7 @@ void check_backward(const LayerInputs& in, const Call& call, const Incoming& gra
   check_saved(known.cells, 1, call.wide, {"saved_1"});
 }
 
-void run_cta(Call& call, const LayerInputs& in, BackwardLayer<void> layer) {
+void run_resident(Call& call, const LayerInputs& in, BackwardLayer<void> layer, Tier tier) {
   call.ready_weights(in, layer.weights);
   // The states' gradients are the kernel's last step anyway; it writes them somewhere.
   const LayerSizes& sizes = call.sizes;
@@ -49,8 +49,12 @@ void run_cta(Call& call, const LayerInputs& in, BackwardLayer<void> layer) {
     layer.grad_hx = write(grad_hx);
     layer.grad_cx = write(grad_cx);
   }
-  check(with_product(call.product, [&]<Product kProduct>() { return run_cta_backward<kProduct>(layer, call.stream); }),
-        "backward, tier CTA");
+  const std::optional<Tensor> exchange = call.exchange(tier, layer, true);
+  check(with_product(call.product,
+                     [&]<Product kProduct>() {
+                       return run_resident_backward<kProduct>(tier, layer, write(exchange), call.stream);
+                     }),
+        std::string("backward, tier ") + kTierNames[int(tier)]);
 }
 
 void run_step(Call& call, const LayerInputs& in, const BackwardLayer<void>& layer, bool large) {
@@ -213,7 +217,7 @@ Backward backward_layer(const LayerInputs& in, const Incoming& grads, const Know
   layer.grad_projected = write(grad_projected);
   layer.grad_hx = need_grad_states ? write(result.hx) : nullptr;
   layer.grad_cx = need_grad_states && lstm ? write(result.cx) : nullptr;
-  plan.tier == Tier::kCta ? run_cta(call, in, layer) : run_step(call, in, layer, plan.large);
+  plan.tier == Tier::kStep ? run_step(call, in, layer, plan.large) : run_resident(call, in, layer, plan.tier);
 
   const GateGrads gate_grads{grad_gates, call, in.cell};
   if (need_grad_input) input_gradient(call, in, gate_grads, result.input);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <vector>
 
 #include "plan.h"
@@ -22,13 +23,14 @@
 
 namespace rnnfast::cuda {
 
-inline void check(cudaError_t error, const char* what) {
+inline void check(cudaError_t error, std::string_view what) {
   STD_TORCH_CHECK(error == cudaSuccess, "rnnfast: ", what, ": ", cudaGetErrorString(error));
 }
 
 #if defined(RNNFAST_EMULATOR)
 
-// A Hopper device with few multiprocessors, so that small problems fill it.
+// A Hopper device with few multiprocessors, so that small problems fill it. How many CTAs it holds at once is the
+// emulator's own option.
 inline DeviceLimits limits_of(int32_t) { return {90, 8, 227 * 1024, 16, true}; }
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}

@@ -30,10 +30,14 @@ void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
   }
 }
 
-void run_cta(Call& call, const LayerInputs& in, ForwardLayer<void> layer) {
+void run_resident(Call& call, const LayerInputs& in, ForwardLayer<void> layer, Tier tier) {
   call.ready_weights(in, layer.weights);
-  check(with_product(call.product, [&]<Product kProduct>() { return run_cta_forward<kProduct>(layer, call.stream); }),
-        "forward, tier CTA");
+  const std::optional<Tensor> exchange = call.exchange(tier, layer, false);
+  check(with_product(call.product,
+                     [&]<Product kProduct>() {
+                       return run_resident_forward<kProduct>(tier, layer, write(exchange), call.stream);
+                     }),
+        std::string("forward, tier ") + kTierNames[int(tier)]);
 }
 
 void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer, bool large) {
@@ -110,7 +114,7 @@ Forward forward_layer(const LayerInputs& in, bool save) {
   layer.gates = write(result.gates);
   layer.c = write<float>(result.cells);
   for (int64_t d = 0; d < D; ++d) layer.weights[d].bias_hn = call.bias_hn(in, d);
-  plan.tier == Tier::kCta ? run_cta(call, in, layer) : run_step(call, in, layer, plan.large);
+  plan.tier == Tier::kStep ? run_step(call, in, layer, plan.large) : run_resident(call, in, layer, plan.tier);
   return result;
 }
 

@@ -10,9 +10,6 @@
 namespace rnnfast::cuda {
 namespace {
 
-// Tiers whose kernels are in this library.
-constexpr unsigned kCompiled = 1u << int(Tier::kCta) | 1u << int(Tier::kStep);
-
 #if defined(RNNFAST_EMULATOR)
 std::atomic<bool> allow_tf32{false};  // the CPU's own products are exact
 #else
@@ -32,6 +29,25 @@ Place place_of(const Tensor& tensor) {
   return {facts.device_type, facts.device_index};
 }
 
+Resources resources_of(Product product, Tier tier, const Shape& shape, bool backward) {
+  return with_product(product, [&]<Product kProduct>() { return resident_resources<kProduct>(tier, shape, backward); });
+}
+
+// What choose() asks of the compiled kernels and the current device.
+struct Kernels {
+  const Problem& problem;
+
+  Resources resources(Tier tier) const { return resources_of(problem.product, tier, problem.shape, problem.backward); }
+  const char* unfit(Tier tier) const {
+    bool fits = false;
+    const cudaError_t error = with_product(problem.product, [&]<Product kProduct>() {
+      return resident_fits<kProduct>(tier, problem.shape, problem.backward, &fits);
+    });
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+    return fits ? nullptr : "its CTAs wait for each other and this device cannot run all of them at once";
+  }
+};
+
 }  // namespace
 
 void set_allow_tf32(bool allow) { allow_tf32 = allow; }
@@ -42,20 +58,8 @@ Product product_of(ScalarType type, const DeviceLimits& device) {
   return allow_tf32 && device.capability >= 80 ? Product::kTf32 : Product::kExact;
 }
 
-Problem problem_of(Product product, bool backward, const Shape& shape, bool projected) {
-  Problem problem{shape.cell,        product,     backward,         projected, shape.hidden_size,
-                  shape.output_size, shape.batch, shape.directions, 0};
-  if (shape.hidden_size <= cta_largest_hidden(product, shape.cell)) {
-    with_product(product, [&]<Product kProduct>() {
-      problem.cta_shared_bytes = cta_shared_bytes<kProduct>(shape, backward);
-      return cudaSuccess;
-    });
-  }
-  return problem;
-}
-
-bool find_plan(const Problem& problem, const DeviceLimits& device, Plan& plan, std::string& refusal) {
-  return choose(problem, device, kCompiled, std::getenv("RNNFAST_TIER"), plan, refusal);
+Choice find_plan(const Problem& problem, const DeviceLimits& device) {
+  return choose(problem, device, std::getenv("RNNFAST_TIER"), Kernels{problem});
 }
 
 Call::Call(const LayerInputs& in)
@@ -74,11 +78,15 @@ Call::Call(const LayerInputs& in)
 }
 
 Plan Call::plan(const LayerInputs& in, bool backward) const {
-  Plan plan{};
-  std::string refusal;
-  STD_TORCH_CHECK(find_plan(problem_of(product, backward, dense_shape(in), sizes.proj_size > 0), limits, plan, refusal),
-                  "rnnfast: no CUDA kernel takes this layer; ", refusal);
-  return plan;
+  const Choice choice = find_plan({product, backward, sizes.proj_size > 0, dense_shape(in)}, limits);
+  STD_TORCH_CHECK(choice.found, "rnnfast: no CUDA kernel takes this layer; ", choice.why());
+  return choice.plan;
+}
+
+std::optional<Tensor> Call::exchange(Tier tier, const Shape& shape, bool backward) const {
+  const int64_t bytes = resources_of(product, tier, shape, backward).exchange_bytes;
+  if (bytes == 0) return std::nullopt;
+  return cuda::empty(place, ScalarType::Byte, {bytes});
 }
 
 Shape Call::dense_shape(const LayerInputs& in) const {

@@ -19,11 +19,8 @@ namespace rnnfast::cuda {
 void set_allow_tf32(bool allow);
 Product product_of(ScalarType type, const DeviceLimits& device);
 
-// The problem of a layer; `cell` to `directions` as in Problem.
-Problem problem_of(Product product, bool backward, const Shape& shape, bool projected);
-
-// The plan of a problem, or false and the reason. RNNFAST_TIER forces a tier.
-bool find_plan(const Problem& problem, const DeviceLimits& device, Plan& plan, std::string& refusal);
+// The plan of a problem on the current device, whose limits are given. RNNFAST_TIER forces a tier.
+Choice find_plan(const Problem& problem, const DeviceLimits& device);
 
 // One call: what is known before anything is allocated, and what all launches need.
 class Call {
@@ -53,6 +50,9 @@ class Call {
   AlignedWeight<void> aligned(const Tensor& weight);
   // The same of the transpose, always a copy.
   AlignedWeight<void> aligned_transpose(const Tensor& weight);
+  // The workspace that the CTAs of a resident tier exchange values in, of the layer with its rows; none where they need
+  // none. Of torch's allocator and on the call's stream, so a CUDA graph can capture the call.
+  std::optional<Tensor> exchange(Tier tier, const Shape& shape, bool backward) const;
   // weight_hh and weight_hr of every direction, contiguous, for the tiers that keep them on chip.
   void ready_weights(const LayerInputs& in, Weights<void> (&weights)[kMaxDirections]);
   // GRU's b_hn of a direction; null where there is none.
@@ -73,7 +73,7 @@ class Call {
 
 // Calls `run` with the product as a template argument.
 template <class Run>
-cudaError_t with_product(Product product, Run&& run) {
+auto with_product(Product product, Run&& run) {
   switch (product) {
     case Product::kBfloat16:
       return run.template operator()<Product::kBfloat16>();
@@ -81,10 +81,9 @@ cudaError_t with_product(Product product, Run&& run) {
       return run.template operator()<Product::kHalf>();
     case Product::kTf32:
       return run.template operator()<Product::kTf32>();
-    case Product::kExact:
+    default:
       return run.template operator()<Product::kExact>();
   }
-  return cudaErrorInvalidConfiguration;
 }
 
 }  // namespace rnnfast::cuda

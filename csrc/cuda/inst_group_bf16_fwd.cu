@@ -4,6 +4,7 @@
 namespace rnnfast::cuda {
 
 template GroupResources group_forward_resources<Product::kBfloat16>(const Shape&);
+template cudaError_t group_forward_fits<Product::kBfloat16>(const Shape&, bool*);
 template cudaError_t launch_group_forward<Product::kBfloat16>(const ForwardLayer<ElementOf<Product::kBfloat16>>&, void*,
                                                               cudaStream_t);
 

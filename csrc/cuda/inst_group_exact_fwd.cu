@@ -4,6 +4,7 @@
 namespace rnnfast::cuda {
 
 template GroupResources group_forward_resources<Product::kExact>(const Shape&);
+template cudaError_t group_forward_fits<Product::kExact>(const Shape&, bool*);
 template cudaError_t launch_group_forward<Product::kExact>(const ForwardLayer<ElementOf<Product::kExact>>&, void*,
                                                            cudaStream_t);
 

@@ -4,6 +4,7 @@
 namespace rnnfast::cuda {
 
 template GroupResources group_backward_resources<Product::kHalf>(const Shape&);
+template cudaError_t group_backward_fits<Product::kHalf>(const Shape&, bool*);
 template cudaError_t launch_group_backward<Product::kHalf>(const BackwardLayer<ElementOf<Product::kHalf>>&, void*,
                                                            cudaStream_t);
 

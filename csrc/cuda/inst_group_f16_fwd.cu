@@ -4,6 +4,7 @@
 namespace rnnfast::cuda {
 
 template GroupResources group_forward_resources<Product::kHalf>(const Shape&);
+template cudaError_t group_forward_fits<Product::kHalf>(const Shape&, bool*);
 template cudaError_t launch_group_forward<Product::kHalf>(const ForwardLayer<ElementOf<Product::kHalf>>&, void*,
                                                           cudaStream_t);
 

@@ -4,6 +4,7 @@
 namespace rnnfast::cuda {
 
 template GroupResources group_forward_resources<Product::kTf32>(const Shape&);
+template cudaError_t group_forward_fits<Product::kTf32>(const Shape&, bool*);
 template cudaError_t launch_group_forward<Product::kTf32>(const ForwardLayer<ElementOf<Product::kTf32>>&, void*,
                                                           cudaStream_t);
 

@@ -4,7 +4,10 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <type_traits>
+#include <utility>
 
 namespace rnnfast::cuda {
 
@@ -25,16 +28,58 @@ inline void cluster_attribute(cudaLaunchAttribute& attribute, unsigned cluster) 
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
 }
 
+// What a kernel was told and asked on a device, once: the driver takes its time for each, and a call of ours has few
+// microseconds. A kernel always has the same block, cluster and shared memory.
+struct Known {
+  bool opted_in = false;
+  bool counted = false;
+  unsigned resident_blocks = 0;
+};
+
+inline std::mutex known_mutex;  // of what known_of() returns, too
+
+inline Known& known_of(const void* kernel, int device) {
+  static std::map<std::pair<const void*, int>, Known> all;
+  return all[{kernel, device}];
+}
+
 // What is allowed only to kernels that ask: over 48 KiB of dynamic shared memory, clusters of over 8 blocks.
+inline bool needs_opt_in(unsigned cluster, size_t shared_bytes) { return shared_bytes > 48 << 10 || cluster > 8; }
+
 template <class Kernel>
-cudaError_t opt_in(Kernel kernel, unsigned cluster, size_t shared_bytes) {
+cudaError_t opt_in(Kernel kernel, unsigned cluster, size_t shared_bytes, Known& known) {
   cudaError_t error = cudaSuccess;
+  if (known.opted_in) return error;
   if (shared_bytes > 48 << 10) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess && cluster > 8) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
+  known.opted_in = error == cudaSuccess;
+  return error;
+}
+
+template <class Kernel>
+cudaError_t count_resident_blocks(Kernel kernel, dim3 block, unsigned cluster, size_t shared_bytes, int device,
+                                  int* blocks) {
+  if (cluster > 1) {
+    cudaLaunchConfig_t config = launch_config(dim3(cluster), block, shared_bytes, nullptr);
+    cudaLaunchAttribute attribute;
+    cluster_attribute(attribute, cluster);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(blocks, kernel, &config);
+    *blocks *= static_cast<int>(cluster);
+    return error;
+  }
+  int processors = 0;
+  const int threads = static_cast<int>(block.x * block.y * block.z);
+  cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
+  }
+  *blocks *= processors;
   return error;
 }
 
@@ -45,8 +90,16 @@ cudaError_t opt_in(Kernel kernel, unsigned cluster, size_t shared_bytes) {
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster, bool cooperative,
                    size_t shared_bytes, cudaStream_t stream, std::type_identity_t<Parameters>... args) {
-  const cudaError_t error = detail::opt_in(kernel, cluster, shared_bytes);
-  if (error != cudaSuccess) return error;
+  if (detail::needs_opt_in(cluster, shared_bytes)) {
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    const std::lock_guard<std::mutex> lock(detail::known_mutex);
+    if (error == cudaSuccess) {
+      const void* const key = reinterpret_cast<const void*>(kernel);
+      error = detail::opt_in(kernel, cluster, shared_bytes, detail::known_of(key, device));
+    }
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config = detail::launch_config(grid, block, shared_bytes, stream);
   cudaLaunchAttribute attributes[2];
   config.attrs = attributes;
@@ -58,31 +111,31 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigne
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
-// How many blocks of this launch the current device can hold at once (whole clusters only), in *blocks.
+// How many blocks of this launch the current device can hold at once (whole clusters only), in *blocks. An error is
+// only returned: it does not stay behind for whoever asks CUDA for its last one.
 template <class... Parameters>
 cudaError_t resident_blocks(void (*kernel)(Parameters...), dim3 block, unsigned cluster, size_t shared_bytes,
                             unsigned* blocks) {
-  cudaError_t error = detail::opt_in(kernel, cluster, shared_bytes);
-  int count = 0;
-  if (cluster > 1) {
-    cudaLaunchConfig_t config = detail::launch_config(dim3(cluster), block, shared_bytes, nullptr);
-    cudaLaunchAttribute attribute;
-    detail::cluster_attribute(attribute, cluster);
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-    *blocks = static_cast<unsigned>(count) * cluster;
-    return error;
+  int device = 0, count = 0;
+  *blocks = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const std::lock_guard<std::mutex> lock(detail::known_mutex);
+  detail::Known& known = detail::known_of(reinterpret_cast<const void*>(kernel), device);
+  if (!known.counted) {
+    error = detail::opt_in(kernel, cluster, shared_bytes, known);
+    if (error == cudaSuccess) {
+      error = detail::count_resident_blocks(kernel, block, cluster, shared_bytes, device, &count);
+    }
+    if (error != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+      return error;
+    }
+    known.resident_blocks = static_cast<unsigned>(count);
+    known.counted = true;
   }
-  int device = 0, processors = 0;
-  const int threads = static_cast<int>(block.x * block.y * block.z);
-  if (error == cudaSuccess) error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, shared_bytes);
-  }
-  *blocks = static_cast<unsigned>(count) * static_cast<unsigned>(processors);
-  return error;
+  *blocks = known.resident_blocks;
+  return cudaSuccess;
 }
 
 }  // namespace rnnfast::cuda

@@ -7,7 +7,7 @@
 namespace rnnfast {
 namespace {
 
-// The tier and its tile, or "refused: " and the reason why no kernel takes such a layer.
+// The tier, its tile, and why the tiers before it were not taken; or "refused: " and why no kernel takes such a layer.
 std::string plan_text(std::string cell, std::string dtype, int64_t hidden_size, int64_t proj_size, int64_t batch,
                       int64_t directions, bool backward, int64_t device) {
   using namespace cuda;
@@ -18,18 +18,20 @@ std::string plan_text(std::string cell, std::string dtype, int64_t hidden_size, 
                           : dtype == "float16" ? ScalarType::Half
                                                : ScalarType::Float;
   const DeviceLimits limits = limits_of(int32_t(device));
+  const DeviceGuard guard(static_cast<int32_t>(device));
   Shape shape{};
   shape.cell = kind;
   shape.hidden_size = int(hidden_size);
   shape.output_size = int(proj_size > 0 ? proj_size : hidden_size);
   shape.batch = int(batch);
   shape.directions = int(directions);
-  Plan plan{};
-  std::string refusal;
-  if (!find_plan(problem_of(product_of(type, limits), backward, shape, proj_size > 0), limits, plan, refusal))
-    return "refused: " + refusal;
+  const Choice choice = find_plan({product_of(type, limits), backward, proj_size > 0, shape}, limits);
+  const std::string why = choice.why();
+  if (!choice.found) return "refused: " + why;
+  const Plan& plan = choice.plan;
   return std::string("tier ") + kTierNames[int(plan.tier)] + ": " + std::to_string(plan.tile_units) + " units x " +
-         std::to_string(plan.tile_batch) + " rows per CTA, weight_hh over " + std::to_string(plan.ctas) + " CTAs";
+         std::to_string(plan.tile_batch) + " rows per CTA, weight_hh over " + std::to_string(plan.ctas) + " CTAs" +
+         (why.empty() ? "" : "; not " + why);
 }
 
 void allow_tf32(bool allow) { cuda::set_allow_tf32(allow); }

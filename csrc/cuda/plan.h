@@ -1,16 +1,18 @@
-// Which kernel runs a layer: a pure function of sizes, the way of multiplying and the device's limits, so that it can
-// be tested on any machine (tests/test_cuda_plan.py). Nothing here calls CUDA.
+// Which kernel runs a layer: a pure function of sizes, the way of multiplying, the device's limits and what the kernels
+// say of themselves, so that it can be tested on any machine (tests/test_cuda_plan.py). Nothing here calls CUDA.
 //
-// Four tiers, fastest first. In the first three W_hh stays on chip for the whole sequence, in registers: 8 warps of 128
-// words per lane hold 128 KiB per CTA and more spills.
+// Four tiers, in the order in which they are preferred. In the first three, the resident ones, W_hh stays on chip for
+// the whole sequence, in registers (what exceeds them in shared memory), and a batch tile has 8 sequences.
 //   cta      one CTA per batch tile and direction holds all of W_hh
-//   cluster  2, 4, 8 or 16 CTAs, each a slice of units; they exchange h through distributed shared memory
-//   group    co-resident CTAs on the whole device; they exchange h through global memory, so they wait for each other
+//   cluster  2 to 16 CTAs, each with a slice of units; they exchange h through distributed shared memory
+//   group    co-resident CTAs of the whole device; they exchange h through global memory
 //   step     one launch per time step, W_hh read from L2 every time: any size, any device
+// What a kernel takes depends on its templates, so the tiers tell it (resident.cuh): Resources.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "layer.h"
 
@@ -31,52 +33,34 @@ struct DeviceLimits {
 };
 
 struct Problem {
-  Cell cell;
   Product product;
   bool backward;
   bool projected;
-  int64_t hidden_size, output_size;  // output_size: proj_size if projected
-  int64_t batch, directions;
-  int cta_shared_bytes;  // of the kernel of tier CTA that would run it, where that exists
+  Shape shape;
+};
+
+// What the kernel takes with which a resident tier would run a problem.
+struct Resources {
+  const char* refusal;     // why there is no such kernel; null: there is one, and the rest is known
+  int ctas;                // that hold one copy of W_hh; they wait for each other, so all must run at once
+  int threads;             // of a CTA
+  int shared_bytes;        // dynamic, of a CTA
+  int64_t exchange_bytes;  // of the workspace of a call
 };
 
 struct Plan {
   Tier tier;
   bool large;        // of tier step's two tiles
   int ctas;          // that hold one copy of W_hh
-  int tile_units;    // units per CTA
+  int tile_units;    // units per CTA; of the resident tiers without what they pad
   int tile_batch;    // rows of the batch per CTA
   int shared_bytes;  // dynamic shared memory per CTA
 };
 
-constexpr int64_t kRegisterBytes = 128 * 1024;  // of weights per CTA in the resident tiers
-constexpr int kTileBatch = 8;                   // columns of one mma: the batch tile of the resident tiers
-constexpr int kUnitMultiple = 32;               // what the resident tiers pad H to
+constexpr int kTileBatch = 8;  // columns of one mma: the batch tile of the resident tiers
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-
-// Of W_hh as the resident tiers keep it.
-inline int64_t weight_bytes(const Problem& problem) {
-  const int64_t padded = round_up(problem.hidden_size, kUnitMultiple);
-  return gate_count(problem.cell) * padded * padded * element_size(problem.product);
-}
-
-// CTAs that one copy of W_hh is spread over, a power of two; slices are whole multiples of 8 units.
-inline int spread(const Problem& problem, int most) {
-  int ctas = 1;
-  while (ctas <= most && weight_bytes(problem) > ctas * kRegisterBytes) ctas *= 2;
-  return ctas;
-}
-
-// Dynamic shared memory of a CTA that exchanges h: two buffers of all units' h (backward: gate gradients) and a ring of
-// 4 steps of its own units' gates_x (backward: saved gates, c and grad_output).
-inline int64_t exchange_shared_bytes(const Problem& problem, int ctas) {
-  const int64_t padded = round_up(problem.hidden_size, kUnitMultiple);
-  const int64_t state = problem.backward ? grad_planes(problem.cell) : 1;
-  const int64_t stream = problem.backward ? saved_planes(problem.cell) + 2 : gate_count(problem.cell);
-  return kTileBatch * element_size(problem.product) * (2 * state * padded + 4 * stream * (padded / ctas));
-}
 
 // ---- why a tier cannot run a problem; null: it can
 
@@ -90,60 +74,40 @@ inline const char* refuse_any(const Problem& problem, const DeviceLimits& device
   return nullptr;
 }
 
-inline const char* refuse_resident(const Problem& problem, const DeviceLimits& device) {
+// What a resident tier cannot do whatever its kernel.
+inline const char* refuse_resident(Tier tier, const Problem& problem, const DeviceLimits& device) {
   if (device.capability < 80) return "asynchronous copies need compute capability 8.0 or newer";
-  if (problem.projected && problem.output_size >= problem.hidden_size)
+  if (tier == Tier::kCluster && device.largest_cluster < 2) return "clusters need compute capability 9.0 or newer";
+  if (tier == Tier::kGroup && !device.cooperative) return "the device has no cooperative launch";
+  if (problem.projected && problem.shape.output_size >= problem.shape.hidden_size)
     return "a projection must be smaller than hidden_size";
   return nullptr;
 }
 
-inline const char* refuse_cta(const Problem& problem, const DeviceLimits& device) {
-  if (const char* reason = refuse_resident(problem, device)) return reason;
-  if (problem.hidden_size > cta_largest_hidden(problem.product, problem.cell))
-    return "weight_hh exceeds the registers of one CTA";
-  return problem.cta_shared_bytes <= device.shared_per_block ? nullptr : "it needs more shared memory than a CTA has";
+// What the device lacks for a kernel.
+inline const char* refuse_kernel(Tier tier, const Resources& kernel, const DeviceLimits& device) {
+  if (kernel.refusal) return kernel.refusal;
+  if (tier == Tier::kCluster && kernel.ctas > device.largest_cluster) return "the device has no clusters of that size";
+  return kernel.shared_bytes <= device.shared_per_block ? nullptr : "it needs more shared memory than a CTA has";
 }
 
-// Of the tiers in which CTAs exchange h.
-inline const char* refuse_exchange(const Problem& problem, const DeviceLimits& device, int most) {
-  if (const char* reason = refuse_resident(problem, device)) return reason;
-  if (problem.projected) return "it has no second product for a projection";
-  const int ctas = spread(problem, most);
-  if (ctas == 1) return "weight_hh fits one CTA";
-  if (ctas > most) return "weight_hh exceeds the registers of all CTAs";
-  return exchange_shared_bytes(problem, ctas) <= device.shared_per_block ? nullptr
-                                                                         : "h exceeds the shared memory of a CTA";
+// ---- which tier is preferred
+
+// How many waves a resident tier may take and still be preferred: as many batch tiles as the device holds run at once,
+// the others after them. All waves of a step together take waves * (0.5, 1 or 2 us, by tier), tier step 2.5 us plus its
+// products, which read W_hh once for 64 rows: it wins where waves are many. Never against tier cta, whose CTAs are all
+// busy and use the tensor cores no worse. Exact float32 products are plain FFMA there, several times slower than three
+// of TF32, so the others may take 4 times as many waves. All this is an estimate: no GPU has measured it
+// (csrc/README.md).
+constexpr int64_t most_waves(Tier tier, Product product) {
+  const int64_t most = tier == Tier::kCluster ? 8 : tier == Tier::kGroup ? 2 : INT32_MAX;
+  return product == Product::kExact ? 4 * most : most;
 }
 
-inline const char* refuse_cluster(const Problem& problem, const DeviceLimits& device) {
-  if (device.largest_cluster < 2) return "clusters need compute capability 9.0 or newer";
-  return refuse_exchange(problem, device, device.largest_cluster);
-}
-
-inline const char* refuse_group(const Problem& problem, const DeviceLimits& device) {
-  if (!device.cooperative) return "the device has no cooperative launch";
-  const int most = int(device.multiprocessors / problem.directions);
-  if (const char* reason = refuse_exchange(problem, device, most)) return reason;
-  // Each group takes up to 4 tiles of the batch one after another in a step; with more the per-step product of tier
-  // step, which reads W_hh once for 64 rows, is no slower (estimate: gpu-peers' model, to be measured).
-  const int64_t groups = device.multiprocessors / spread(problem, most);
-  const int64_t tiles = divide_up(problem.batch, kTileBatch) * problem.directions;
-  return tiles <= 4 * groups ? nullptr : "the batch is too large for the groups that fit the device";
-}
-
-inline const char* refuse(Tier tier, const Problem& problem, const DeviceLimits& device) {
-  if (const char* reason = refuse_any(problem, device)) return reason;
-  switch (tier) {
-    case Tier::kCta:
-      return refuse_cta(problem, device);
-    case Tier::kCluster:
-      return refuse_cluster(problem, device);
-    case Tier::kGroup:
-      return refuse_group(problem, device);
-    case Tier::kStep:
-      return nullptr;
-  }
-  return "unknown tier";
+// Estimated with one CTA per SM.
+inline int64_t waves(const Problem& problem, const Resources& kernel, const DeviceLimits& device) {
+  const int64_t at_once = device.multiprocessors / kernel.ctas;
+  return divide_up(divide_up(problem.shape.batch, kTileBatch) * problem.shape.directions, at_once > 1 ? at_once : 1);
 }
 
 // ---- tiles
@@ -168,45 +132,70 @@ constexpr int step_shared_bytes(int planes, bool large) {
 
 inline bool step_large(const Problem& problem, int planes, const DeviceLimits& device) {
   const StepTileSize large = step_tile(planes, true);
+  const Shape& shape = problem.shape;
   const int64_t ctas =
-      divide_up(problem.hidden_size, large.units) * divide_up(problem.batch, large.batch) * problem.directions;
-  return problem.batch > step_tile(planes, false).batch && 2 * ctas >= device.multiprocessors &&
+      divide_up(shape.hidden_size, large.units) * divide_up(shape.batch, large.batch) * shape.directions;
+  return shape.batch > step_tile(planes, false).batch && 2 * ctas >= device.multiprocessors &&
          step_shared_bytes(planes, true) <= device.shared_per_block;
 }
 
-// Of a tier that does not refuse.
-inline Plan tile(Tier tier, const Problem& problem, const DeviceLimits& device) {
-  if (tier == Tier::kStep) {
-    const int planes = problem.backward ? 1 : gate_count(problem.cell);
-    const bool large = step_large(problem, planes, device);
-    const StepTileSize size = step_tile(planes, large);
-    return {tier, large, 1, size.units, size.batch, step_shared_bytes(planes, large)};
-  }
-  const int padded = int(round_up(problem.hidden_size, kUnitMultiple));
-  if (tier == Tier::kCta) return {tier, false, 1, padded, kTileBatch, problem.cta_shared_bytes};
-  const int most = tier == Tier::kCluster ? device.largest_cluster : int(device.multiprocessors / problem.directions);
-  const int ctas = spread(problem, most);
-  return {tier, false, ctas, padded / ctas, kTileBatch, int(exchange_shared_bytes(problem, ctas))};
+inline Plan step_plan(const Problem& problem, const DeviceLimits& device) {
+  const int planes = problem.backward ? 1 : gate_count(problem.shape.cell);
+  const bool large = step_large(problem, planes, device);
+  const StepTileSize size = step_tile(planes, large);
+  return {Tier::kStep, large, 1, size.units, size.batch, step_shared_bytes(planes, large)};
 }
 
-// The fastest compiled tier that can run the problem (`compiled`: one bit per tier), or `forced` and no other (its
-// name; null or empty: none). Where none can, the reason is in `refusal`.
-inline bool choose(const Problem& problem, const DeviceLimits& device, unsigned compiled, const char* forced,
-                   Plan& plan, std::string& refusal) {
-  const std::string wanted = forced ? forced : "";
-  bool known = wanted.empty();
-  for (int i = 0; i < kTiers; ++i) {
-    if (!wanted.empty() && wanted != kTierNames[i]) continue;
-    known = true;
-    const char* reason = compiled >> i & 1 ? refuse(Tier(i), problem, device) : "it is not compiled in";
-    if (!reason) {
-      plan = tile(Tier(i), problem, device);
-      return true;
-    }
-    refusal = std::string("tier ") + kTierNames[i] + ": " + reason;
+// ---- the choice
+
+struct Choice {
+  bool found;
+  Plan plan;
+  const char* passed[kTiers];  // why a tier was asked and not taken; null: it was not asked, or is the plan's
+  const char* unknown;         // what was forced, where no tier has that name
+
+  std::string why() const {
+    if (unknown) return std::string("RNNFAST_TIER: expected cta, cluster, group or step, got ") + unknown;
+    std::string text;
+    for (int i = 0; i < kTiers; ++i)
+      if (passed[i]) text += std::string(text.empty() ? "" : "; ") + "tier " + kTierNames[i] + ": " + passed[i];
+    return text;
   }
-  if (!known) refusal = "RNNFAST_TIER: expected cta, cluster, group or step, got " + wanted;
-  return false;
+};
+
+// The first tier that can run the problem and is not too slow for its batch; or the one that `forced` names (null or
+// empty: none), if it can. `kernels` is asked only for what matters:
+//   Resources resources(Tier) const     of a resident tier's kernel
+//   const char* unfit(Tier) const       why its CTAs cannot all run at once on this device; null: they can
+template <class Kernels>
+Choice choose(const Problem& problem, const DeviceLimits& device, const char* forced, const Kernels& kernels) {
+  Choice choice{};
+  const std::string_view wanted = forced ? forced : "";
+  if (!wanted.empty()) choice.unknown = forced;
+  for (int i = 0; i < kTiers && !choice.found; ++i) {
+    const Tier tier = Tier(i);
+    if (!wanted.empty() && wanted != kTierNames[i]) continue;
+    choice.unknown = nullptr;
+    const char*& reason = choice.passed[i];
+    reason = refuse_any(problem, device);
+    if (reason) continue;
+    if (tier == Tier::kStep) {
+      choice.plan = step_plan(problem, device);
+    } else {
+      reason = refuse_resident(tier, problem, device);
+      if (reason) continue;
+      const Resources kernel = kernels.resources(tier);
+      reason = refuse_kernel(tier, kernel, device);
+      if (!reason && wanted.empty() && waves(problem, kernel, device) > most_waves(tier, problem.product))
+        reason = "so many rows take too many turns";
+      if (!reason) reason = kernels.unfit(tier);
+      if (reason) continue;
+      const int units = int(divide_up(problem.shape.hidden_size, kernel.ctas));
+      choice.plan = {tier, false, kernel.ctas, units, kTileBatch, kernel.shared_bytes};
+    }
+    choice.found = true;
+  }
+  return choice;
 }
 
 }  // namespace rnnfast::cuda

@@ -419,7 +419,8 @@ __host__ __device__ __forceinline__ float tanh_approximate(float x) {
 
 // --- Bounded waiting
 
-// Ends the kernel; the host sees an error at its next call.
+// Ends the kernel with an error (cudaErrorLaunchFailure or its like), which every later call of the process into CUDA
+// returns: torch raises it where it next waits for the GPU, so nobody reads the kernel's results.
 [[noreturn]] RNNFAST_DEVICE void trap() {
   __trap();
   __builtin_unreachable();

@@ -31,13 +31,20 @@ constexpr ClusterTile cluster_tile(Product product, Cell cell, int hidden) {
   return hidden <= 192 ? ClusterTile{192, 4, 8, 6} : ClusterTile{256, 4, 8, 8};
 }
 
-// What a launch of a shape takes of an SM.
+// Why no kernel serves a shape; null: one does.
+inline const char* cluster_refuses(Product product, const Shape& shape) {
+  if (is_projected(shape)) return "it has no second product for a projection";
+  return shape.hidden_size > cluster_largest_hidden(product) ? "weight_hh exceeds the registers of a cluster" : nullptr;
+}
+
+// What a launch of a shape takes.
 struct ClusterResources {
-  int threads;
-  int shared_bytes;
+  int threads;       // of a CTA
+  int shared_bytes;  // of a CTA
+  int ctas;          // of a cluster
 };
 
-// Without projection. Grid: ceil(B / 8) * ctas x D.
+// Of a shape that is not refused. Grid: ceil(B / 8) * ctas x D.
 template <Product product>
 ClusterResources cluster_forward_resources(const Shape& shape);
 template <Product product>

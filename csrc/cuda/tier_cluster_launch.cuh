@@ -45,7 +45,7 @@ cudaError_t cluster_fits(void (*kernel)(Layer), bool* fits) {
 // Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
 template <Product product, class Plan, class Layer>
 cudaError_t launch_cluster(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
-  if (layer.hidden_size > cluster_largest_hidden(product) || is_projected(layer)) return cudaErrorInvalidConfiguration;
+  if (cluster_refuses(product, layer)) return cudaErrorInvalidConfiguration;
   if (layer.batch == 0) return cudaSuccess;
   return launch(kernel, cluster_grid(layer, Plan::kCtas), dim3(Plan::kThreads), Plan::kCtas, false, Plan::kSharedBytes,
                 stream, layer);
@@ -55,7 +55,7 @@ template <Product product>
 ClusterResources cluster_forward_resources(const Shape& shape) {
   return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
     using Plan = ClusterForward<product, cell, kHidden>;
-    return ClusterResources{Plan::kThreads, Plan::kSharedBytes};
+    return ClusterResources{Plan::kThreads, Plan::kSharedBytes, Plan::kCtas};
   });
 }
 
@@ -63,7 +63,7 @@ template <Product product>
 ClusterResources cluster_backward_resources(const Shape& shape) {
   return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
     using Plan = ClusterBackward<product, cell, kHidden>;
-    return ClusterResources{Plan::kThreads, Plan::kSharedBytes};
+    return ClusterResources{Plan::kThreads, Plan::kSharedBytes, Plan::kCtas};
   });
 }
 

@@ -11,7 +11,13 @@ struct CtaResources {
   int shared_bytes;
 };
 
-// H is at most cta_largest_hidden. Grid: ceil(B / 8) x D.
+// Why no kernel serves a shape; null: one does.
+inline const char* cta_refuses(Product product, const Shape& shape) {
+  return shape.hidden_size > cta_largest_hidden(product, shape.cell) ? "weight_hh exceeds the registers of one CTA"
+                                                                     : nullptr;
+}
+
+// Of a shape that is not refused. Grid: ceil(B / 8) x D.
 template <Product product>
 CtaResources cta_forward_resources(const Shape& shape);
 template <Product product>

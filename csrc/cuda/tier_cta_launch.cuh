@@ -41,7 +41,7 @@ inline dim3 cta_grid(const Shape& shape) {
 // Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
 template <Product product, class Plan, class Layer>
 cudaError_t launch_cta(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
-  if (layer.hidden_size > cta_largest_hidden(product, layer.cell)) return cudaErrorInvalidConfiguration;
+  if (cta_refuses(product, layer)) return cudaErrorInvalidConfiguration;
   if (layer.batch == 0) return cudaSuccess;
   return launch(kernel, cta_grid(layer), dim3(Plan::kThreads), 1, false, Plan::kSharedBytes, stream, layer);
 }

@@ -20,14 +20,25 @@ constexpr int group_largest_hidden(Product product) {
   return is_16_bit(product) ? 2048 : product == Product::kTf32 ? 1024 : 512;
 }
 
+// Why no kernel serves a shape; null: one does.
+inline const char* group_refuses(Product product, const Shape& shape) {
+  if (is_projected(shape)) return "it has no second product for a projection";
+  return shape.hidden_size > group_largest_hidden(product) ? "weight_hh exceeds what a group can hold" : nullptr;
+}
+
 // `exchange`: exchange_bytes, aligned to 16; what lies there does not matter. Launches as many groups at once as the
 // current device holds, the others after them. Returns an error, with nothing launched: cudaErrorInvalidConfiguration
-// where H exceeds group_largest_hidden or there is a projection, cudaErrorCooperativeLaunchTooLarge where not even one
+// where the shape is refused, cudaErrorCooperativeLaunchTooLarge where not even one
 // group fits the device.
 template <Product product>
 GroupResources group_forward_resources(const Shape& shape);
 template <Product product>
 GroupResources group_backward_resources(const Shape& shape);
+// Whether the current device can run a group of this shape's kernel: its CTAs wait for each other.
+template <Product product>
+cudaError_t group_forward_fits(const Shape& shape, bool* fits);
+template <Product product>
+cudaError_t group_backward_fits(const Shape& shape, bool* fits);
 template <Product product>
 cudaError_t launch_group_forward(const ForwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream);
 template <Product product>

@@ -42,6 +42,24 @@ GroupResources group_resources(const Shape& shape) {
           int64_t(group_count(shape)) * shape.steps * Plan::Slots::kSlotBytes};
 }
 
+// How many groups of a kernel the current device can hold at once.
+template <class Layer>
+cudaError_t groups_at_once(void (*kernel)(Layer, unsigned char*, int), const GroupResources& resources, int* groups) {
+  unsigned resident = 0;
+  const cudaError_t error =
+      resident_blocks(kernel, dim3(resources.threads), 1, size_t(resources.shared_bytes), &resident);
+  *groups = int(resident) / resources.members;
+  return error;
+}
+
+template <class Plan, class Layer>
+cudaError_t group_fits(void (*kernel)(Layer, unsigned char*, int), const Shape& shape, bool* fits) {
+  int groups = 0;
+  const cudaError_t error = groups_at_once(kernel, group_resources<Plan>(shape), &groups);
+  *fits = groups > 0;
+  return error;
+}
+
 // Runs all groups of a kernel, as many at once as the device holds, unless it does not serve the layer.
 template <class Plan, class Layer>
 cudaError_t launch_groups(void (*kernel)(Layer, unsigned char*, int), const std::type_identity_t<Layer>& layer,
@@ -49,11 +67,12 @@ cudaError_t launch_groups(void (*kernel)(Layer, unsigned char*, int), const std:
   if (layer.hidden_size > Plan::kLargestHidden || is_projected(layer)) return cudaErrorInvalidConfiguration;
   const GroupResources resources = group_resources<Plan>(layer);
   const dim3 block(resources.threads);
-  unsigned resident = 0;
-  cudaError_t error = resident_blocks(kernel, block, 1, resources.shared_bytes, &resident);
-  if (error != cudaSuccess) return error;
-  const int groups = group_count(layer), at_once = min_of(int(resident) / resources.members, groups);
+  const int groups = group_count(layer);
   if (groups == 0) return cudaSuccess;
+  int at_once = 0;
+  cudaError_t error = groups_at_once(kernel, resources, &at_once);
+  if (error != cudaSuccess) return error;
+  at_once = min_of(at_once, groups);
   if (at_once == 0) return cudaErrorCooperativeLaunchTooLarge;
   if (const int64_t pieces = resources.exchange_bytes / kPieceBytes; pieces > 0) {
     constexpr int64_t kThreads = 256, kBlocks = 1024;  // several per SM of the largest GPU
@@ -80,6 +99,22 @@ template <Product product>
 GroupResources group_backward_resources(const Shape& shape) {
   return with_group_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
     return group_resources<GroupBackward<product, cell, kHidden, kGroupWarps>>(shape);
+  });
+}
+
+template <Product product>
+cudaError_t group_forward_fits(const Shape& shape, bool* fits) {
+  return with_group_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
+    return group_fits<GroupForward<product, cell, kHidden, kGroupWarps>>(
+        group_forward<product, cell, kHidden, kGroupWarps>, shape, fits);
+  });
+}
+
+template <Product product>
+cudaError_t group_backward_fits(const Shape& shape, bool* fits) {
+  return with_group_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
+    return group_fits<GroupBackward<product, cell, kHidden, kGroupWarps>>(
+        group_backward<product, cell, kHidden, kGroupWarps>, shape, fits);
   });
 }
 

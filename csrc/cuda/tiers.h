@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layer.h"
+#include "plan.h"
 
 #if defined(RNNFAST_EMULATOR)
 #include "emulator/device.h"
@@ -12,15 +13,19 @@
 
 namespace rnnfast::cuda {
 
-// ---- tier CTA (tier_cta.cu)
+// ---- tiers cta, cluster and group (resident.cu)
 
 template <Product kProduct>
-cudaError_t run_cta_forward(const ForwardLayer<void>& layer, cudaStream_t stream);
+Resources resident_resources(Tier tier, const Shape& shape, bool backward);
+// Whether the current device can run all CTAs that wait for each other at once.
 template <Product kProduct>
-cudaError_t run_cta_backward(const BackwardLayer<void>& layer, cudaStream_t stream);
-// Dynamic shared memory of the kernel that serves the shape.
+cudaError_t resident_fits(Tier tier, const Shape& shape, bool backward, bool* fits);
+// `exchange`: the resources' exchange_bytes for this layer, aligned to 16; null where they are 0. The gradients of the
+// states are written in any case.
 template <Product kProduct>
-int cta_shared_bytes(const Shape& shape, bool backward);
+cudaError_t run_resident_forward(Tier tier, const ForwardLayer<void>& layer, void* exchange, cudaStream_t stream);
+template <Product kProduct>
+cudaError_t run_resident_backward(Tier tier, const BackwardLayer<void>& layer, void* exchange, cudaStream_t stream);
 
 // ---- tier step (inst_step_*.cu)
 

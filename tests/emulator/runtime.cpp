@@ -177,7 +177,13 @@ struct Group {
 };
 
 void options_from_environment() {
-  if (const char* seed = std::getenv("RNNFAST_EMULATOR_SEED")) options.seed = std::strtoull(seed, nullptr, 10);
+  const auto number = [](const char* name, uint64_t otherwise) {
+    const char* text = std::getenv(name);
+    return text ? std::strtoull(text, nullptr, 10) : otherwise;
+  };
+  options.seed = number("RNNFAST_EMULATOR_SEED", options.seed);
+  options.spin_rounds = number("RNNFAST_EMULATOR_SPIN_ROUNDS", options.spin_rounds);
+  options.resident_blocks = unsigned(number("RNNFAST_EMULATOR_RESIDENT_BLOCKS", options.resident_blocks));
   if (const char* name = std::getenv("RNNFAST_EMULATOR_SCHEDULE")) options.schedule = schedule_named(name);
   started = true;
   schedule_start(options);
@@ -211,6 +217,7 @@ void configure(const Options& wanted) {
 
 unsigned resident_blocks() {
   const std::lock_guard lock(one_launch);
+  if (!started) options_from_environment();
   return options.resident_blocks;
 }
 
@@ -224,11 +231,11 @@ cudaError_t run(const Launch& launch, const std::function<void()>& body) {
       launch.grid.x % launch.cluster || launch.shared_bytes > kMaxSharedBytes) {
     return cudaErrorInvalidConfiguration;
   }
+  if (!started) options_from_environment();
   if (launch.cooperative && blocks > options.resident_blocks) return cudaErrorCooperativeLaunchTooLarge;
   const unsigned together = launch.cooperative ? blocks : launch.cluster;
   const size_t count = size_t{together} * per_block;
   if (race_detector() && count > kMaxTsanFibers) throw Error("TSan cannot follow more than 8000 threads at once");
-  if (!started) options_from_environment();
   grid_size = launch.grid;
   block_size = launch.block;
   kernel = &body;

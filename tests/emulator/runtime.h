@@ -42,7 +42,8 @@ struct Options {
 Schedule schedule_named(const std::string& name);
 
 // The options of launches from now on, by any thread; also restarts the random numbers. A program that never calls it
-// gets RNNFAST_EMULATOR_SEED and RNNFAST_EMULATOR_SCHEDULE (random, uniform, fifo).
+// gets them from the environment: RNNFAST_EMULATOR_SEED, _SCHEDULE (random, uniform, fifo), _SPIN_ROUNDS and
+// _RESIDENT_BLOCKS.
 void configure(const Options& options);
 
 struct Launch {
