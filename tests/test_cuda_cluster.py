@@ -24,14 +24,16 @@ from cuda_tiers import (
 )
 from emulator import build as emulator_build
 
-KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm")
+KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 
 
 def padded_sizes(product: str, kind: str) -> tuple[int, ...]:
     """What cluster_tile of csrc/cuda/tier_cluster.h pads H to."""
     if product in ("bf16", "f16"):
-        return (384, 512) if kind.startswith("rnn") else (192, 256, 384, 512)
-    return (192, 256) if kind.startswith("rnn") else (128, 192, 256)
+        sizes = (384, 512) if kind.startswith("rnn") else (192, 256, 384, 512)
+    else:
+        sizes = (192, 256) if kind.startswith("rnn") else (128, 192, 256)
+    return tuple(size for size in sizes if size != 192) if kind == "lstm_projected" else sizes
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +46,23 @@ def sizes():
     turns = options_in_turn((3, 1, 9), (4, 3, 3, 1, 2))
     for product, kind in itertools.product(PRODUCTS, KINDS):
         both = product in ("bf16", "exact")  # float16 and TF32 differ from those in an instruction
-        for H in (5, 100, 130, 192, 200, 256, 300, 511) if both else (130, 255, 400):
+        all_sizes = dict.fromkeys((5, 100, 130, 192, 200, 256, 300, 511) if both else (130, 255, 400))
+        if kind == "lstm_projected":
+            all_sizes = {5: 1, 100: 99, 130: 7, 256: 255, 300: 101, 511: 498} if both else {130: 129, 255: 30, 400: 160}
+        for H, P in all_sizes.items():
             if H <= padded_sizes(product, kind)[-1]:
                 options, misaligned = next(turns)
                 if H >= 200:
                     options |= {"B": min(options["B"], 3), "T": min(options["T"], 3), "bidirectional": False}
-                yield product, kind, H, options, misaligned
+                yield product, kind, H, P, options, misaligned
 
 
 @pytest.mark.parametrize(
-    ("product", "kind", "H", "options", "misaligned"),
+    ("product", "kind", "H", "P", "options", "misaligned"),
     [pytest.param(*case, id="-".join(map(str, case[:3]))) for case in sizes()],
 )
-def test_sizes(kernels, product, kind, H, options, misaligned):
-    check(kernels, product, make_case(product, kind, H, **options), misaligned=misaligned, in_place=H % 4 == 0)
+def test_sizes(kernels, product, kind, H, P, options, misaligned):
+    check(kernels, product, make_case(product, kind, H, P, **options), misaligned=misaligned, in_place=H % 4 == 0)
 
 
 @pytest.mark.parametrize("ragged", RAGGED)
@@ -69,8 +74,10 @@ def test_rows(kernels, kind, ragged):
         check(kernels, product, case, seed=seed)
 
 
-@pytest.mark.parametrize("loss", [("output",), ("h_n",)])
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize(
+    ("kind", "loss"),
+    [*itertools.product(("gru", "lstm", "lstm_projected"), [("output",), ("h_n",)]), ("lstm_projected", ("c_n",))],
+)
 def test_missing_gradients(kernels, kind, loss):
     check(kernels, "bf16", make_case("bf16", kind, 20, T=3, B=3, loss=loss))
 
@@ -88,23 +95,30 @@ def test_nan_stays_in_its_sequence(kernels, kind):
     check_nan_stays_in_its_sequence(kernels, make_case("bf16", kind, 130, T=3, B=9), row=4)
 
 
-@pytest.mark.parametrize(("H", "P"), [(513, 513), (130, 129)])
-def test_refused(kernels, H, P):
+@pytest.mark.parametrize(("kind", "H", "P"), [("lstm", 513, 513), ("lstm", 513, 5), ("gru", 130, 129), ("lstm", 20, 0)])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_refused(kernels, direction, kind, H, P):
     """By the launch, before it looks at any pointer."""
     with pytest.raises(AssertionError, match="invalid"):
-        kernels.call("forward", "bf16", [2, 0, H, P, 1, 1, 1, 1], [None] * 16)
+        kernels.call(direction, "bf16", [cuda_layer.CELLS[kind], 0, H, P, 1, 1, 1, 1], [None] * 20)
+
+
+def layer_sizes(kind: str, H: int):
+    """The sizes of a layer with one row, as the C entry points take them."""
+    cell = kind.removesuffix("_projected")
+    return (ctypes.c_int64 * 8)(cuda_layer.CELLS[cell], 0, H, H if cell == kind else 1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_fits(kernels, product, backward):
-    for cell in (0, 1, 2):
-        for H in padded_sizes(product, "rnn" if cell == 0 else "lstm"):
-            sizes = (ctypes.c_int64 * 8)(cell, 0, H, H, 1, 1, 1, 1)
+    for kind in KINDS:
+        for H in padded_sizes(product, kind):
+            sizes = layer_sizes(kind, H)
             assert kernels.library.rnnfast_cluster_fits(cuda_layer.PRODUCTS[product], sizes, int(backward)) == 1
 
 
-@pytest.mark.parametrize("shape", [(0, 33, 33), (1, 33, 33), (2, 100, 100)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 33, 33), (1, 33, 33), (2, 100, 100), (2, 100, 39)], ids=str)
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitized(sanitizer, shape):
     """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
@@ -117,10 +131,8 @@ def test_sanitized(sanitizer, shape):
 def resources(kernels, product: str, kind: str, H: int, backward: bool) -> tuple[int, int]:
     """Threads and bytes of dynamic shared memory of the kernel that serves H."""
     threads, shared_bytes = ctypes.c_int(), ctypes.c_int()
-    sizes = (ctypes.c_int64 * 8)(cuda_layer.CELLS[kind], 0, H, H, 1, 1, 1, 1)
-    kernels.library.rnnfast_cluster_resources(
-        cuda_layer.PRODUCTS[product], sizes, int(backward), ctypes.byref(threads), ctypes.byref(shared_bytes)
-    )
+    found = ctypes.byref(threads), ctypes.byref(shared_bytes)
+    kernels.library.rnnfast_cluster_resources(cuda_layer.PRODUCTS[product], layer_sizes(kind, H), int(backward), *found)
     return threads.value, shared_bytes.value
 
 
@@ -134,10 +146,12 @@ def test_resources(kernels, product, direction, arch):
     found = cuda_resources.compile_kernels(source, arch)
     backward, expected = direction == "bwd", set()
     name = "cluster_backward" if backward else "cluster_forward"
-    for kind in ("rnn_tanh", "gru", "lstm"):
+    for kind in ("rnn_tanh", "gru", "lstm", "lstm_projected"):
+        cell = kind.removesuffix("_projected")
         for H in padded_sizes(product, kind):
-            product_number, cell_number = cuda_layer.PRODUCTS[product], cuda_layer.CELLS[kind]
+            product_number, cell_number = cuda_layer.PRODUCTS[product], cuda_layer.CELLS[cell]
             arguments = f"(rnnfast::cuda::Product){product_number}, (rnnfast::Cell){cell_number}, {H}"
+            arguments += ", false" if cell == kind else ", true"
             kernel = next(k for k in found if f"{name}<{arguments}>" in k.kernel)
             expected.add(kernel)
             threads, shared_bytes = resources(kernels, product, kind, H, backward)

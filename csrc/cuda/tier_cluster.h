@@ -18,22 +18,26 @@ constexpr int cluster_largest_hidden(Product product) { return is_16_bit(product
 
 // H is at most cluster_largest_hidden. Up to 128 words of weights per lane, in both passes, and as few CTAs as that
 // allows. (Backward of LSTM with H 384: 144, of which 16 lie in shared memory; 12 warps have too few registers.)
-constexpr ClusterTile cluster_tile(Product product, Cell cell, int hidden) {
+// Projected: W_hr lies in shared memory, beside low parts of W_hh, so exact float takes twice the CTAs for H 256.
+// Slices are whole tiles of 16, which 192 in float has not; 192 in 16 bits is left out to compile less.
+constexpr ClusterTile cluster_tile(Product product, Cell cell, int hidden, bool projected = false) {
   const bool rnn = cell == Cell::kRnn;
   if (is_16_bit(product)) {
     if (rnn) return hidden <= 384 ? ClusterTile{384, 16, 4, 8} : ClusterTile{512, 16, 4, 8};
-    if (hidden <= 192) return {192, 8, 4, 6};
+    if (hidden <= 192 && !projected) return {192, 8, 4, 6};
     if (hidden <= 256) return {256, 8, 4, 8};
     return hidden <= 384 ? ClusterTile{384, 4, 8, 8} : ClusterTile{512, 4, 16, 8};
   }
   if (rnn) return hidden <= 192 ? ClusterTile{192, 16, 2, 6} : ClusterTile{256, 16, 2, 8};
   if (hidden <= 128) return product == Product::kTf32 ? ClusterTile{128, 8, 2, 8} : ClusterTile{128, 4, 4, 8};
-  return hidden <= 192 ? ClusterTile{192, 4, 8, 6} : ClusterTile{256, 4, 8, 8};
+  if (hidden <= 192 && !projected) return {192, 4, 8, 6};
+  return projected && product == Product::kExact ? ClusterTile{256, 4, 16, 8} : ClusterTile{256, 4, 8, 8};
 }
 
 // Why no kernel serves a shape; null: one does.
 inline const char* cluster_refuses(Product product, const Shape& shape) {
-  if (is_projected(shape)) return "it has no second product for a projection";
+  if (is_projected(shape) && (shape.cell != Cell::kLstm || shape.output_size <= 0))
+    return "only an LSTM has a projection, of at least one output";
   return shape.hidden_size > cluster_largest_hidden(product) ? "weight_hh exceeds the registers of a cluster" : nullptr;
 }
 

@@ -10,14 +10,18 @@
 //             gates, c or h', grad_output from the ring, cell, gate gradients to shared and global memory | barrier of
 //             the CTA | parts of dh = W_hh^T dgates (mma), each pair of units by store_async to the CTA that owns it.
 //             Parts are float: that is half the traffic of gathering 16-bit gate gradients of LSTM, a quarter of float.
-// Buffers     Two of parts and of gate gradients. Parts for step + 2 lie where those of step were: they are sent by who
-//             has all parts for step + 1, so after this CTA's barrier in step, before which all its warps read those of
-//             step. The barrier in step + 1 is likewise between the reads of gate gradients in step and the next
-//             writes.
+// Projection  dh has P units, of which a CTA owns those with its units' numbers. From them it computes parts of the
+//             gradient of o tanh(c) of all units, by its rows of W_hr in shared memory, for registers are full: the
+//             same exchange once more, before the cell.
+// Buffers     Two of parts and of gate gradients. An exchange overwrites the parts of the one before the last (with a
+//             projection dh's parts always go to the first buffer). It is sent by who has all parts of the last one,
+//             and every CTA has a barrier between its reads of those before and its part in the last one. Such a
+//             barrier also lies between the reads of an operand and its next writes.
 // Exit        A CTA ends after it has received the last parts, of grad_hx; nothing more is under way to it.
-// Stored      grad_gates (planes as in csrc/common/cell.h): gradients of weights, biases and x are products afterwards.
+// Stored      grad_gates (planes as in csrc/common/cell.h) and, projected, dh: gradients of weights, biases and x are
+//             products afterwards.
 // c and h'    As in tier_cta_bwd.cuh: the ring brings them from the row that comes next.
-// Limits      No projection, as in forward.
+// Limits      As in forward.
 #pragma once
 
 #include "tier_cluster.h"
@@ -25,12 +29,12 @@
 
 namespace rnnfast::cuda {
 
-template <Product product, Cell cell, int kHidden>
+template <Product product, Cell cell, int kHidden, bool kProjected>
 struct ClusterBackward {
   using Element = ElementOf<product>;
   using Maths = CellMath<ExactMath>;
-  static constexpr int kCtas = cluster_tile(product, cell, kHidden).ctas;
-  static constexpr int kWarps = cluster_tile(product, cell, kHidden).backward_warps;
+  static constexpr int kCtas = cluster_tile(product, cell, kHidden, kProjected).ctas;
+  static constexpr int kWarps = cluster_tile(product, cell, kHidden, kProjected).backward_warps;
   static constexpr int kThreads = kWarps * kLanes;
   static constexpr int kStages = ring_stages(product);
   static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
@@ -38,13 +42,19 @@ struct ClusterBackward {
   static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
   static constexpr int kSlice = kHidden / kCtas;         // units of a CTA
   static constexpr int kTiles = kHidden / kTileRows / kWarps;
-  static_assert(kHidden % (kTileRows * kWarps) == 0 && kSlice % 8 == 0);
+  static_assert(kHidden % (kTileRows * kWarps) == 0 && kSlice % 8 == 0 && (!kProjected || cell == Cell::kLstm));
 
   // Depth: plane after plane of kSlice.
-  static constexpr int kDepth = round_up(kGates * kSlice, kChunkBytes / int(sizeof(Element)));
+  static constexpr int kChunk = kChunkBytes / int(sizeof(Element));
+  static constexpr int kDepth = round_up(kGates * kSlice, kChunk);
   using GateGrads = Operand<product, kDepth>;
-  using Recurrent = WeightTiles<product, kTiles, kDepth, kWarps>;
+  // A projection takes 16 registers, for addresses and sums.
+  using Recurrent = WeightTiles<product, kTiles, kDepth, kWarps, kWeightBudget - (kProjected ? 16 : 0)>;
   using Stage = ColumnStage<product, kDepth>;
+  // W_hr: depth is the slice's outputs.
+  static constexpr int kOutputDepth = round_up(kSlice, kChunk);
+  using ProjectedGrads = Operand<product, kOutputDepth>;
+  using Projection = WeightTiles<product, kTiles, kOutputDepth, kWarps, 0>;
 
   // Parts of dh: [rank][pair of units][column][2] float.
   static constexpr int kPairBytes = kColumns * int(sizeof(float2));
@@ -66,53 +76,63 @@ struct ClusterBackward {
   // Shared memory: mbarriers, weights that are kept there, then (in turn) the stages of weights, or operands and ring.
   static constexpr int kBarriers = 0;
   static constexpr int kWeights = 128;
-  static constexpr int kGateGrads = kWeights + Recurrent::kSharedBytes;
-  static constexpr int kParts = kGateGrads + 2 * GateGrads::kBytes;
+  static constexpr int kProjectionWeights = kWeights + Recurrent::kSharedBytes;
+  static constexpr int kGateGrads = kProjectionWeights + (kProjected ? Projection::kSharedBytes : 0);
+  static constexpr int kProjectedGrads = kGateGrads + 2 * GateGrads::kBytes;
+  static constexpr int kParts = kProjectedGrads + (kProjected ? ProjectedGrads::kBytes : 0);
   static constexpr int kInitial = kParts + 2 * kPartsBytes;  // hx or cx as a stage
   static constexpr int kRing = kInitial + (cell == Cell::kRnn ? 0 : States::kStageBytes);
   static constexpr int kEnd = kRing + kStages * kStageBytes;
   static constexpr int kSharedBytes = max_of(kEnd, kGateGrads + kWarps * Stage::kBytes);
 
-  // A warp's columns of W_hh, in the rows of units `first` ... of the layer.
-  static RNNFAST_DEVICE void load_weights(Recurrent& recurrent, unsigned char* stage, const Element* weight_hh, int H,
-                                          int first, Lane lane) {
+  // A warp's columns of a weight [planes * rows, columns], in rows `first` ... of each plane, as many as a slice has.
+  template <int kPlanes, class Tiles>
+  static RNNFAST_DEVICE void load_weights(Tiles& tiles, unsigned char* stage, const Element* weight, int rows,
+                                          int columns, int first, Lane lane) {
     constexpr int kRun = Stage::kRun;
     const auto read = [&](int chunk, uint4& low, uint4& high) { Stage::read(stage, lane, chunk, low, high); };
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       const int column = (lane.warp * kTiles + tile) * kTileRows;
 #pragma unroll
-      for (int plane = 0; plane < kGates; ++plane)
-        stage_rows<Stage::kMost>(stage, plane == 0 ? Stage::kBytes : 0,
-                                 weight_hh + (int64_t(plane) * H + first) * H + column, H,
-                                 column < H ? min(kSlice, H - first) : 0, min(kTileRows, H - column), [&](int row) {
-                                   const int k = plane * kSlice + row;
-                                   return k / kRun * Stage::kRunBytes + k % kRun * Stage::kMost;
-                                 });
-      recurrent.load(tile, 0, Recurrent::kChunks, read);
+      for (int plane = 0; plane < kPlanes; ++plane)
+        stage_rows<Stage::kMost>(
+            stage, plane == 0 ? Stage::kBytes : 0, weight + (int64_t(plane) * rows + first) * columns + column, columns,
+            column < columns ? min(kSlice, rows - first) : 0, min(kTileRows, columns - column), [&](int row) {
+              const int k = plane * kSlice + row;
+              return k / kRun * Stage::kRunBytes + k % kRun * Stage::kMost;
+            });
+      tiles.load(tile, 0, Tiles::kChunks, read);
     }
   }
 };
 
-template <Product product, Cell cell, int kHidden>
-__global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThreads, 1)
+template <Product product, Cell cell, int kHidden, bool kProjected>
+__global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden, kProjected>::kThreads, 1)
     cluster_backward(const __grid_constant__ BackwardLayer<ElementOf<product>> layer) {
-  using Plan = ClusterBackward<product, cell, kHidden>;
+  using Plan = ClusterBackward<product, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using GateGrads = typename Plan::GateGrads;
+  using ProjectedGrads = typename Plan::ProjectedGrads;
   constexpr int kSlice = Plan::kSlice, kCtas = Plan::kCtas, kItems = Plan::kItems, kStages = Plan::kStages;
   constexpr int kAllItems = kSlice / 2 * kColumns;
   unsigned char* const shared = shared_memory();
   const Lane lane;
-  const int direction = int(blockIdx.y), H = layer.hidden_size;
+  const int direction = int(blockIdx.y), H = layer.hidden_size, P = kProjected ? layer.output_size : H;
   const BatchTile tile(layer, int(blockIdx.x) / kCtas, direction);
   const int64_t first_row = int64_t(direction) * layer.rows;
   const int rank = int(cluster_rank()), first_unit = rank * kSlice;
 
   typename Plan::Recurrent recurrent;
+  typename Plan::Projection projection;
+  unsigned char* const weight_stage = shared + Plan::kGateGrads + lane.warp * Plan::Stage::kBytes;
+  const Weights<Element>& weights = layer.weights[direction];
   recurrent.place(shared + Plan::kWeights, lane);
-  Plan::load_weights(recurrent, shared + Plan::kGateGrads + lane.warp * Plan::Stage::kBytes,
-                     layer.weights[direction].weight_hh, H, first_unit, lane);
+  Plan::template load_weights<Plan::kGates>(recurrent, weight_stage, weights.weight_hh, H, P, first_unit, lane);
+  if constexpr (kProjected) {
+    projection.place(shared + Plan::kProjectionWeights, lane);
+    Plan::template load_weights<1>(projection, weight_stage, weights.weight_hr, P, H, first_unit, lane);
+  }
   Barrier* const barriers = reinterpret_cast<Barrier*>(shared + Plan::kBarriers);  // of the two buffers of parts
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) barrier_init(barriers + i, 1);
@@ -147,7 +167,7 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThre
     const float2 zero = {0.f, 0.f};
     const int u = first_unit + unit_of(i);
     const bool real = known && item_exists(i);
-    const float2 last_dh = real && layer.grad_h_n ? load_pair(layer.grad_h_n + b * H, u, H) : zero;
+    const float2 last_dh = real && layer.grad_h_n ? load_pair(layer.grad_h_n + b * P, u, P) : zero;
     const float2 last_dc = real && layer.grad_c_n ? load_pair(layer.grad_c_n + b * H, u, H) : zero;
     dh[i][0] = last_dh.x, dh[i][1] = last_dh.y;
     dc[i][0] = last_dc.x, dc[i][1] = last_dc.y;
@@ -164,16 +184,17 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThre
     c[i][0] = last_c.x, c[i][1] = last_c.y;
   }
 
-  const int outputs = layer.directions * H, width = max(min(kSlice, H - first_unit), 0);
+  const int outputs = layer.directions * P, width = max(min(kSlice, H - first_unit), 0);
+  const int output_width = max(min(kSlice, P - first_unit), 0);
   const typename Plan::Gates gate_stream(layer.gates + first_row * Plan::kSavedPlanes * H + first_unit,
                                          Plan::kSavedPlanes * H, width, H);
   const typename Plan::States state_stream = [&] {
     if constexpr (cell == Cell::kLstm)
       return typename Plan::States(layer.c + first_row * H + first_unit, H, width);
     else
-      return typename Plan::States(layer.output + direction * H + first_unit, outputs, width);
+      return typename Plan::States(layer.output + direction * P + first_unit, outputs, width);
   }();
-  const typename Plan::Outputs output_stream(layer.grad_output + direction * H + first_unit, outputs, width);
+  const typename Plan::Outputs output_stream(layer.grad_output + direction * P + first_unit, outputs, output_width);
   const int gate_length = tile.length(Plan::Gates::column()), state_length = tile.length(Plan::States::column());
   const int output_length = tile.length(Plan::Outputs::column());
   const auto stage_of = [&](int step) { return shared + Plan::kRing + step % kStages * Plan::kStageBytes; };
@@ -198,13 +219,21 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThre
   cluster_arrive();
   cluster_wait();
 
-  // Adds to dh what the step before this one has sent; a sequence that took no part in that keeps its dh.
-  const auto receive = [&](int step) {
-    if (step == 0) return;
-    barrier_wait(barriers + step % 2, (step - 1) / 2 % 2);
-    if (threadIdx.x == 0) barrier_arrive_expect(barriers + step % 2, Plan::kPartsBytes);
-    const bool took_part = tile.time(step - 1, true) < length;
-    const unsigned char* parts = shared + Plan::kParts + step % 2 * Plan::kPartsBytes + column * int(sizeof(float2));
+  // Sends each CTA the parts of its units to a buffer there.
+  const auto send = [&](const float (&sum)[Plan::kTiles][4], int buffer) {
+#pragma unroll
+    for (int i = 0; i < Plan::kTiles; ++i) {
+      const uint4 part = {__float_as_uint(sum[i][0]), __float_as_uint(sum[i][2]), __float_as_uint(sum[i][1]),
+                          __float_as_uint(sum[i][3])};
+      store_async(owners[i] + (Plan::kParts + buffer * Plan::kPartsBytes + targets[i]), part,
+                  owners[i] + (Plan::kBarriers + buffer * int(sizeof(Barrier))));
+    }
+  };
+  // Calls take(i, sum of all CTAs' parts) for the items of a thread. `before`: how often the buffer was filled before.
+  const auto receive = [&](int buffer, int before, auto take) {
+    barrier_wait(barriers + buffer, before % 2);
+    if (threadIdx.x == 0) barrier_arrive_expect(barriers + buffer, Plan::kPartsBytes);
+    const unsigned char* parts = shared + Plan::kParts + buffer * Plan::kPartsBytes + column * int(sizeof(float2));
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       if (!item_exists(i)) continue;
@@ -215,12 +244,21 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThre
         const float2 next = *reinterpret_cast<const float2*>(part + from * Plan::kPartBytes);
         sum.x += next.x, sum.y += next.y;
       }
+      take(i, sum);
+    }
+  };
+  // Adds to dh what the step before this one has sent; a sequence that took no part in that keeps its dh.
+  const auto receive_dh = [&](int step) {
+    if (step == 0) return;
+    const bool took_part = tile.time(step - 1, true) < length;
+    receive(kProjected ? 0 : step % 2, kProjected ? step - 1 : (step - 1) / 2, [&](int i, float2 sum) {
       dh[i][0] += took_part ? sum.x : 0.f;
       dh[i][1] += took_part ? sum.y : 0.f;
-    }
+    });
   };
 
   const bool grads_aligned = pairs_aligned(layer.grad_gates, H);
+  const bool projected_aligned = kProjected && pairs_aligned(layer.grad_projected, P);
   const int grads_offset = GateGrads::lane_offset(lane);
   for (int step = 0; step < tile.steps; ++step) {
     const int t = tile.time(step, true), buffer = step % 2;
@@ -231,12 +269,35 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThre
     const bool at_first = cell != Cell::kRnn && !has_previous;  // or not active
     const unsigned char* states = at_first ? shared + Plan::kInitial : stage + Plan::kStatesAt;
     unsigned char* const operand = shared + Plan::kGateGrads + buffer * GateGrads::kBytes;
-    receive(step);
+    receive_dh(step);
+    const auto grad_of_output = [&](int i) {
+      const float2 from_output = Plan::Outputs::read(stage + Plan::kOutputsAt, column, 0, unit_of(i));
+      return float2{dh[i][0] + from_output.x, dh[i][1] + from_output.y};
+    };
+    float2 hidden[kItems];  // projected: gradient of the cell's h, before the projection
+    if constexpr (kProjected) {
+      unsigned char* const projected = shared + Plan::kProjectedGrads;
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        if (!item_exists(i)) continue;
+        const int u = unit_of(i);
+        const float2 grad = grad_of_output(i);
+        ProjectedGrads::store_pair(projected, ProjectedGrads::offset(column, u), grad.x, grad.y);
+        if (active)
+          store_pairs<1>(layer.grad_projected + row * P + first_unit + u, 0, P - first_unit - u, projected_aligned,
+                         [&](int, int half) { return half ? grad.y : grad.x; });
+      }
+      block_sync();
+      float sum[Plan::kTiles][4];
+      projection.multiply(sum, projected, ProjectedGrads::lane_offset(lane));
+      send(sum, 1);
+      receive(1, step, [&](int i, float2 sum) { hidden[i] = sum; });
+    }
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       if (!item_exists(i)) continue;
       const int u = unit_of(i);
-      const float2 from_output = Plan::Outputs::read(stage + Plan::kOutputsAt, column, 0, u);
+      const float2 grads = kProjected ? hidden[i] : grad_of_output(i);
       const float2 state = Plan::States::read(states, column, 0, u);
       float2 gate[4];
       if constexpr (cell != Cell::kRnn) {
@@ -247,18 +308,18 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThre
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float s = half ? state.y : state.x;
-        const float hidden = dh[i][half] + (half ? from_output.y : from_output.x);
+        const float grad_h = half ? grads.y : grads.x;
         float g[4], carry = 0.f;
 #pragma unroll
         for (int m = 0; m < (cell == Cell::kRnn ? 0 : 4); ++m) g[m] = half ? gate[m].y : gate[m].x;
         if constexpr (cell == Cell::kRnn) {
-          grad[half][0] = Plan::Maths::rnn_backward(hidden, s, layer.relu);
+          grad[half][0] = Plan::Maths::rnn_backward(grad_h, s, layer.relu);
         } else if constexpr (cell == Cell::kGru) {
-          const auto d = Plan::Maths::gru_backward(hidden, g[0], g[1], g[2], g[3], s);
+          const auto d = Plan::Maths::gru_backward(grad_h, g[0], g[1], g[2], g[3], s);
           grad[half][0] = d.n_x, grad[half][1] = d.r, grad[half][2] = d.z, grad[half][3] = d.n_h;
           carry = d.carry;
         } else {
-          const auto d = Plan::Maths::lstm_backward(hidden, dc[i][half], g[0], g[1], g[2], g[3], c[i][half], s);
+          const auto d = Plan::Maths::lstm_backward(grad_h, dc[i][half], g[0], g[1], g[2], g[3], c[i][half], s);
           grad[half][0] = d.i, grad[half][1] = d.f, grad[half][2] = d.g, grad[half][3] = d.o;
           dc[i][half] = active ? d.dc : dc[i][half];
           c[i][half] = has_previous ? s : c[i][half];
@@ -280,27 +341,22 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden>::kThre
 
     float sum[Plan::kTiles][4];
     recurrent.multiply(sum, operand, grads_offset);
-#pragma unroll
-    for (int i = 0; i < Plan::kTiles; ++i) {
-      const uint4 part = {__float_as_uint(sum[i][0]), __float_as_uint(sum[i][2]), __float_as_uint(sum[i][1]),
-                          __float_as_uint(sum[i][3])};
-      store_async(owners[i] + (Plan::kParts + (1 - buffer) * Plan::kPartsBytes + targets[i]), part,
-                  owners[i] + (Plan::kBarriers + (1 - buffer) * int(sizeof(Barrier))));
-    }
+    send(sum, kProjected ? 0 : 1 - buffer);
     fetch(step + kStages);  // while the parts are under way
   }
-  receive(tile.steps);
+  receive_dh(tile.steps);
 
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     if (!known || !item_exists(i)) continue;
     const int u = first_unit + unit_of(i);
-    store_pairs<1>(layer.grad_hx + b * H + u, 0, H - u, false, [&](int, int half) { return dh[i][half]; });
+    store_pairs<1>(layer.grad_hx + b * P + u, 0, P - u, false, [&](int, int half) { return dh[i][half]; });
     if constexpr (cell == Cell::kLstm)
       store_pairs<1>(layer.grad_cx + b * H + u, 0, H - u, false, [&](int, int half) { return dc[i][half]; });
   }
   const int64_t grads = int64_t(Plan::kGradPlanes) * H;
   if (rank == 0) zero_tails(tile, layer.grad_gates + first_row * grads, grads, grads, lane, Plan::kWarps);
+  if (kProjected && rank == 0) zero_tails(tile, layer.grad_projected + first_row * P, P, P, lane, Plan::kWarps);
 }
 
 }  // namespace rnnfast::cuda

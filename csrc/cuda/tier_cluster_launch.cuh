@@ -6,28 +6,32 @@
 
 namespace rnnfast::cuda {
 
-// Calls use.template operator()<cell, kHidden>() for the padded H that serves `hidden`.
-template <Product product, Cell cell, class Use>
+// Calls use.template operator()<cell, kHidden, kProjected>() for the padded H that serves `hidden`.
+template <Product product, Cell cell, bool kProjected, class Use>
 auto with_cluster_size(int hidden, Use use) {
   constexpr int kLargest = cluster_largest_hidden(product);
-  constexpr auto exists = [](int size) { return size < kLargest && cluster_tile(product, cell, size).hidden == size; };
-  const int padded = cluster_tile(product, cell, hidden).hidden;
+  constexpr auto exists = [](int size) {
+    return size < kLargest && cluster_tile(product, cell, size, kProjected).hidden == size;
+  };
+  const int padded = cluster_tile(product, cell, hidden, kProjected).hidden;
   if constexpr (exists(128))
-    if (padded == 128) return use.template operator()<cell, 128>();
+    if (padded == 128) return use.template operator()<cell, 128, kProjected>();
   if constexpr (exists(192))
-    if (padded == 192) return use.template operator()<cell, 192>();
+    if (padded == 192) return use.template operator()<cell, 192, kProjected>();
   if constexpr (exists(256))
-    if (padded == 256) return use.template operator()<cell, 256>();
+    if (padded == 256) return use.template operator()<cell, 256, kProjected>();
   if constexpr (exists(384))
-    if (padded == 384) return use.template operator()<cell, 384>();
-  return use.template operator()<cell, kLargest>();
+    if (padded == 384) return use.template operator()<cell, 384, kProjected>();
+  return use.template operator()<cell, kLargest, kProjected>();
 }
 
 template <Product product, class Use>
 auto with_cluster_kernel(const Shape& shape, Use use) {
-  if (shape.cell == Cell::kRnn) return with_cluster_size<product, Cell::kRnn>(shape.hidden_size, use);
-  if (shape.cell == Cell::kGru) return with_cluster_size<product, Cell::kGru>(shape.hidden_size, use);
-  return with_cluster_size<product, Cell::kLstm>(shape.hidden_size, use);
+  const int H = shape.hidden_size;
+  if (shape.cell == Cell::kRnn) return with_cluster_size<product, Cell::kRnn, false>(H, use);
+  if (shape.cell == Cell::kGru) return with_cluster_size<product, Cell::kGru, false>(H, use);
+  return is_projected(shape) ? with_cluster_size<product, Cell::kLstm, true>(H, use)
+                             : with_cluster_size<product, Cell::kLstm, false>(H, use);
 }
 
 inline dim3 cluster_grid(const Shape& shape, int ctas) {
@@ -53,47 +57,49 @@ cudaError_t launch_cluster(void (*kernel)(Layer), const Layer& layer, cudaStream
 
 template <Product product>
 ClusterResources cluster_forward_resources(const Shape& shape) {
-  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
-    using Plan = ClusterForward<product, cell, kHidden>;
+  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    using Plan = ClusterForward<product, cell, kHidden, kProjected>;
     return ClusterResources{Plan::kThreads, Plan::kSharedBytes, Plan::kCtas};
   });
 }
 
 template <Product product>
 ClusterResources cluster_backward_resources(const Shape& shape) {
-  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
-    using Plan = ClusterBackward<product, cell, kHidden>;
+  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    using Plan = ClusterBackward<product, cell, kHidden, kProjected>;
     return ClusterResources{Plan::kThreads, Plan::kSharedBytes, Plan::kCtas};
   });
 }
 
 template <Product product>
 cudaError_t cluster_forward_fits(const Shape& shape, bool* fits) {
-  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
-    return cluster_fits<ClusterForward<product, cell, kHidden>>(cluster_forward<product, cell, kHidden>, fits);
+  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return cluster_fits<ClusterForward<product, cell, kHidden, kProjected>>(
+        cluster_forward<product, cell, kHidden, kProjected>, fits);
   });
 }
 
 template <Product product>
 cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
-  return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
-    return launch_cluster<product, ClusterForward<product, cell, kHidden>>(cluster_forward<product, cell, kHidden>,
-                                                                           layer, stream);
+  return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return launch_cluster<product, ClusterForward<product, cell, kHidden, kProjected>>(
+        cluster_forward<product, cell, kHidden, kProjected>, layer, stream);
   });
 }
 
 template <Product product>
 cudaError_t cluster_backward_fits(const Shape& shape, bool* fits) {
-  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden>() {
-    return cluster_fits<ClusterBackward<product, cell, kHidden>>(cluster_backward<product, cell, kHidden>, fits);
+  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return cluster_fits<ClusterBackward<product, cell, kHidden, kProjected>>(
+        cluster_backward<product, cell, kHidden, kProjected>, fits);
   });
 }
 
 template <Product product>
 cudaError_t launch_cluster_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
-  return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden>() {
-    return launch_cluster<product, ClusterBackward<product, cell, kHidden>>(cluster_backward<product, cell, kHidden>,
-                                                                            layer, stream);
+  return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return launch_cluster<product, ClusterBackward<product, cell, kHidden, kProjected>>(
+        cluster_backward<product, cell, kHidden, kProjected>, layer, stream);
   });
 }
 

@@ -9,18 +9,19 @@ namespace {
 using namespace rnnfast::cuda;
 using rnnfast::Cell;
 
-template <Product product, Cell cell>
+template <Product product, Cell cell, bool kProjected = false>
 void run(const Shape& shape, const Rows& rows) {
-  constexpr int kHidden = cluster_tile(product, cell, 1).hidden;  // one size serves all: fewer kernels to build
-  using Forward = ClusterForward<product, cell, kHidden>;
-  using Backward = ClusterBackward<product, cell, kHidden>;
+  // One size serves all: fewer kernels to build.
+  constexpr int kHidden = cluster_tile(product, cell, 1, kProjected).hidden;
+  using Forward = ClusterForward<product, cell, kHidden, kProjected>;
+  using Backward = ClusterBackward<product, cell, kHidden, kProjected>;
   run_layer<product>(
       shape, rows,
       [](const auto& layer) {
-        return launch_cluster<product, Forward>(cluster_forward<product, cell, kHidden>, layer, nullptr);
+        return launch_cluster<product, Forward>(cluster_forward<product, cell, kHidden, kProjected>, layer, nullptr);
       },
       [](const auto& layer) {
-        return launch_cluster<product, Backward>(cluster_backward<product, cell, kHidden>, layer, nullptr);
+        return launch_cluster<product, Backward>(cluster_backward<product, cell, kHidden, kProjected>, layer, nullptr);
       });
 }
 
@@ -30,7 +31,8 @@ int main(int count, char** words) {
   return sanitize(count, words, [](Shape shape, const Rows& rows) {
     shape.directions = 1;  // clusters of two directions share nothing
     if (shape.cell == Cell::kRnn) return run<Product::kExact, Cell::kRnn>(shape, rows);
-    shape.cell == Cell::kGru ? run<Product::kBfloat16, Cell::kGru>(shape, rows)
-                             : run<Product::kBfloat16, Cell::kLstm>(shape, rows);
+    if (shape.cell == Cell::kGru) return run<Product::kBfloat16, Cell::kGru>(shape, rows);
+    is_projected(shape) ? run<Product::kBfloat16, Cell::kLstm, true>(shape, rows)
+                        : run<Product::kBfloat16, Cell::kLstm>(shape, rows);
   });
 }
