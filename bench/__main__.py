@@ -85,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     import rnnfast
 
     from . import device as gpu
-    from . import measure, onnx_runtime, suites, warm
-    from .providers import GPU_BACKEND, TIER_SECTION, asked, tier_refuses
+    from . import measure, onnx_runtime, peers, suites, warm
+    from .providers import TIER_SECTION, forced_tier, gpu_backends, tier_refuses
     from .workloads import workloads
 
     begin = time.monotonic()
@@ -101,13 +101,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"no case of the suite {suite} has {arguments.only!r} in its name", file=sys.stderr)
         return 2
 
-    common = {"machine": measure.machine(device), "isa": measure.isa() if device == "cpu" else GPU_BACKEND}
+    backends = gpu_backends() if device == "cuda" else []
+    common = {"machine": measure.machine(device), "isa": ", ".join(backends) or measure.isa()}
     common |= {"versions": measure.versions(), "commit": measure.commit()}
     print(
         f"{common['machine']}; torch {torch.__version__}, rnnfast {rnnfast.__version__}, backends {rnnfast.backends()}"
     )
     if device == "cpu" and onnx_runtime.missing():
         print(f"without ONNX Runtime: {onnx_runtime.missing()}")
+    if device == "cuda":
+        print("\n".join(f"without {peer.name}: {why}" for peer in peers.PEERS if (why := peer.missing())))
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = Results(arguments.out, common)
     if arguments.resume:
@@ -124,7 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
             for (section, _), job in todo.items()
             if isinstance(job, suites.Experiment) and not section.startswith(TIER_SECTION)
         ]
-        print(f"compiled the kernels of {len(cases)} cases in {warm.compile_kernels(cases, GPU_BACKEND):.0f} s")
+        seconds = sum(warm.compile_kernels(cases, name) for name in backends if name in warm.COMPILED_WHEN_CALLED)
+        print(f"compiled the kernels of {len(cases)} cases in {seconds:.0f} s")
 
     tqdm.monitor_interval = 0  # its thread would be counted in the CPU time
     with tqdm(total=len(todo), desc=suite, unit="case", dynamic_ncols=True) as progress:
@@ -138,8 +142,9 @@ def run(arguments: argparse.Namespace) -> int:
                 found, alive = list(measure.measure(job, seconds)), True
             else:
                 results.keep(measure.unfinished(section, name, job.case, "did not end: it hung or was stopped"))
-                with asked(section):
-                    found, alive = measure.measure_on_gpu(section, name, job, seconds)
+                asked = ["cuda"] if section.startswith(TIER_SECTION) else backends
+                with forced_tier(section):
+                    found, alive = measure.measure_on_gpu(section, name, job, seconds, asked)
             for record in found:
                 results.keep(record)
                 if record["failure"]:
@@ -177,9 +182,8 @@ class Results:
         path = self.folder / "results.json"
         for record in json.loads(path.read_text()) if path.exists() else []:
             if any(record[key] != self.common[key] for key in ("machine", "isa")):
-                raise ValueError(
-                    f"{path} is of {record['machine']} ({record['isa']}), this is {self.common['machine']}"
-                )
+                there, here = (f"{of['machine']} ({of['isa']})" for of in (record, self.common))
+                raise ValueError(f"{path} is of {there}, this is {here}")
             self.by_name[record["section"], record["name"]] = record
         failed = {key: job for key, job in todo.items() if key in self.by_name and self.by_name[key]["failure"]}
         return {key: job for key, job in todo.items() if key not in self.by_name} | failed

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -17,11 +18,11 @@ from torch import nn
 import rnnfast
 from rnnfast import _ext
 
-from . import device, memory, onnx_runtime, parity, peak, training
+from . import device, memory, onnx_runtime, parity, peak, peers, training
 from .busy import busy_cores
 from .cases import Case, float32_products
 from .goals import Record
-from .providers import Problem, Runner
+from .providers import TIER_SECTION, Problem, Runner
 from .suites import Experiment
 from .timing import BusyClock, Call, Timing, interleave, new_clock
 from .workloads import Workload
@@ -49,7 +50,7 @@ def versions() -> dict[str, str]:
             found["triton"] = version("triton")
     if onnx_runtime.missing() is None:
         found["onnxruntime"] = version("onnxruntime")
-    return found
+    return found | {peer.name: peer.version() for peer in peers.present()}
 
 
 def isa() -> str:
@@ -68,21 +69,28 @@ def commit() -> str:
     return name.strip() + ("+" if changes else "")
 
 
-def measure(job: Experiment | Workload, seconds: float) -> Iterator[Record]:
-    """The records of an experiment or a workload: one, or two where a trained model is also timed at work."""
+def measure(job: Experiment | Workload, seconds: float, others: Sequence[str] = ()) -> Iterator[Record]:
+    """The records of an experiment or a workload: one, or two where a trained model is also timed at work.
+
+    others: more backends of rnnfast, which take turns in experiments.
+    """
     if isinstance(job, Workload):
         yield from measure_workload(job)
     elif job.section == "memory":
         yield measure_memory(job.case)
     else:
-        yield measure_case(job, seconds)
+        yield measure_case(job, seconds, others)
 
 
-def measure_on_gpu(section: str, name: str, job: Experiment | Workload, seconds: float) -> tuple[list[Record], bool]:
-    """The same, or the record of its failure, so that one bad case does not end hours of others; and whether the GPU
-    still answers: after a wrong access to memory nothing of this process runs on it."""
+def measure_on_gpu(
+    section: str, name: str, job: Experiment | Workload, seconds: float, backends: Sequence[str]
+) -> tuple[list[Record], bool]:
+    """The same by the first of `backends`, the others beside it; or the record of its failure, so that one bad case
+    does not end hours of others. Also whether the GPU still answers: after a wrong access to memory nothing of this
+    process runs on it."""
     try:
-        records = list(measure(job, seconds))
+        with rnnfast.backend(backends[0], strict=True):
+            records = list(measure(job, seconds, backends[1:]))
     except Exception as error:
         records = [unfinished(section, name, job.case, f"{type(error).__name__}: {error}")]
     parity.reference.cache_clear()
@@ -94,13 +102,13 @@ def measure_on_gpu(section: str, name: str, job: Experiment | Workload, seconds:
     return records, True
 
 
-def measure_case(experiment: Experiment, seconds: float) -> Record:
+def measure_case(experiment: Experiment, seconds: float, others: Sequence[str] = ()) -> Record:
     """Checks the case's results, then times it for about `seconds`; a wrong result gets no times."""
     with float32_products(experiment.case):
-        return _measured(experiment, seconds)
+        return _measured(experiment, seconds, others)
 
 
-def _measured(experiment: Experiment, seconds: float) -> Record:
+def _measured(experiment: Experiment, seconds: float, others: Sequence[str]) -> Record:
     case = experiment.case
     machine_limits = peak.limits(case)
     torch.set_num_threads(case.threads)
@@ -109,10 +117,10 @@ def _measured(experiment: Experiment, seconds: float) -> Record:
         problem = Problem(case)
         runners = [Runner(namespace, problem) for namespace in (nn, rnnfast)]
         verdict = parity.check(case, runners[0].run(), runners[1].run())
-        timing, wrong_onnx = None, None
+        timing, failures = None, {}
         if verdict.failure is None:
-            others, wrong_onnx = _beside(experiment, problem, runners[0].module)
-            calls = {"torch": runners[0].timed, "rnnfast": runners[1].timed, **others}
+            beside, failures = _beside(experiment, problem, runners[0], others)
+            calls = {"torch": runners[0].timed, "rnnfast": runners[1].timed, **beside}
             busy = experiment.section == "oversubscribed"
             clock = BusyClock() if busy else new_clock(case.device, case.threads, repeatable=True)
             with busy_cores() if busy else nullcontext():
@@ -120,7 +128,7 @@ def _measured(experiment: Experiment, seconds: float) -> Record:
             if case.device == "cuda":
                 on_gpu = {"clocks": device.state(), "kernels": device.kernels(calls["torch"])}
         record = _record(experiment.section, case.name, case, runners[1].backend(), verdict, timing)
-    record |= machine_limits | {"onnxruntime_failure": wrong_onnx} | on_gpu
+    record |= machine_limits | {"beside_failures": failures} | on_gpu
     if timing is not None:
         record |= {
             "torch_gflops": case.flops() / timing.torch_ms / 1e6,
@@ -138,18 +146,50 @@ def unfinished(section: str, name: str, case: Case, reason: str) -> Record:
     return _record(section, name, case, "none", parity.Parity("", 0.0, 0.0, 0.0, reason), None)
 
 
-def _beside(experiment: Experiment, problem: Problem, module: nn.Module) -> tuple[dict[str, Call], str | None]:
-    """What else takes turns: the experiment's other cases, and ONNX Runtime; and what is wrong if that is left out."""
+def _beside(
+    experiment: Experiment, problem: Problem, of_torch: Runner, others: Sequence[str]
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """What else takes turns: the experiment's other cases, rnnfast's `others`, ONNX Runtime or the peers on a GPU.
+
+    Also by name what is wrong with those that are left out."""
     namespaces = {"torch": nn, "rnnfast": rnnfast}
     calls: dict[str, Call] = {
         name: Runner(namespaces[provider], Problem(case)).timed for name, (provider, case) in experiment.beside.items()
     }
-    case = experiment.case
+    case, failures = experiment.case, {}
+    for name in others:
+        runner = Runner(rnnfast, problem, name)
+        failure = _failure(case, of_torch, runner)
+        failures |= {name: failure} if failure else {}
+        calls |= {} if failure else {name: runner.timed}
+    for peer in peers.present():
+        if peer.takes(case) and not experiment.section.startswith(TIER_SECTION):
+            call, failure = _peer(case, problem, of_torch, peer)
+            failures |= {peer.name: failure} if failure else {}
+            calls |= {} if failure else {peer.name: call}
     if experiment.section == "oversubscribed" or not onnx_runtime.takes(case) or onnx_runtime.missing():
-        return calls, None
-    call = onnx_runtime.new_call(module, case, problem.input)
-    failure = parity.check_output(case, torch.from_numpy(call()))
-    return calls | ({} if failure else {"onnxruntime": call}), failure
+        return calls, failures
+    call = onnx_runtime.new_call(of_torch.module, case, problem.input)
+    failure = parity.check_ceiling(case, {"output": torch.from_numpy(call())})
+    return (calls, failures | {"onnxruntime": failure}) if failure else (calls | {"onnxruntime": call}, failures)
+
+
+def _failure(case: Case, of_torch: Runner, runner: Runner) -> str | None:
+    """Why a backend's results are not to be timed, or None: they are wrong, or there are none."""
+    try:
+        return parity.check(case, of_torch.run(), runner.run()).failure
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _peer(case: Case, problem: Problem, of_torch: Runner, peer: peers.Peer) -> tuple[Call | None, str | None]:
+    """The call of a peer on the GPU, or why it is not to be timed. Whatever it raises is its own affair."""
+    try:
+        runner = peers.PeerRunner(peer, of_torch.module, problem)
+        failure = parity.check_ceiling(case, runner.run())
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+    return runner.timed, failure
 
 
 def measure_memory(case: Case) -> Record:
@@ -171,6 +211,7 @@ def measure_workload(workload: Workload) -> Iterator[Record]:
 
 def _record(section: str, name: str, case: Case, backend: str, verdict: parity.Parity, timing: Timing | None) -> Record:
     record: Record = {"name": name, "section": section} | asdict(case) | {"backend": backend}
+    record["date"] = str(datetime.date.today())
     record |= {"torch_ms": None, "rnnfast_ms": None, "speedup": None}
     if timing is not None and verdict.failure is None:
         record |= asdict(timing)

@@ -15,30 +15,41 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import rnnfast
 from rnnfast import _ext
+from rnnfast.select import requested
 
 from .cases import DTYPES, Case, new_module
 
-GPU_BACKEND = "triton"  # no GPU backend is a default yet, so the suites on the GPU ask for this one
+GPU_BACKENDS = ("cuda", "triton")  # none is a default yet, so the suites on a GPU ask for each
 TIER_SECTION = "tier "  # of the CUDA kernels; a section of this name and the tier's has rnnfast run that tier alone
 
 
+def gpu_backends() -> list[str]:
+    """The backends of rnnfast that are measured on this GPU: the first counts as rnnfast, others take turns with it.
+
+    All that there are, or the one that RNNFAST_BACKEND names. Raises RuntimeError with the reasons where there is none.
+    """
+    wanted = (requested(),) if requested() else GPU_BACKENDS
+    found = rnnfast.backends()
+    usable = [name for name in wanted if found[name] == "available"]
+    if not usable:
+        reasons = ", ".join(f"{name}: {found[name]}" for name in wanted)
+        raise RuntimeError(f"no backend of rnnfast runs on this GPU ({reasons})")
+    return usable
+
+
 @contextmanager
-def asked(section: str) -> Iterator[None]:
-    """Within the block rnnfast runs on the GPU what the section measures, or raises: a backend, or one tier of CUDA."""
-    if not section.startswith(TIER_SECTION):
-        with rnnfast.backend(GPU_BACKEND, strict=True):
-            yield
-        return
+def forced_tier(section: str) -> Iterator[None]:
+    """Within the block the CUDA kernels run the tier that the section is named after, if it is."""
     before = os.environ.get("RNNFAST_TIER")
-    os.environ["RNNFAST_TIER"] = section.removeprefix(TIER_SECTION)
+    if section.startswith(TIER_SECTION):
+        os.environ["RNNFAST_TIER"] = section.removeprefix(TIER_SECTION)
     try:
-        with rnnfast.backend("cuda", strict=True):
-            yield
+        yield
     finally:
-        if before is None:
-            del os.environ["RNNFAST_TIER"]
-        else:
+        if before is not None:
             os.environ["RNNFAST_TIER"] = before
+        elif section.startswith(TIER_SECTION):
+            del os.environ["RNNFAST_TIER"]
 
 
 def tier_refuses(section: str, case: Case) -> str | None:
@@ -48,10 +59,12 @@ def tier_refuses(section: str, case: Case) -> str | None:
     """
     if not section.startswith(TIER_SECTION):
         return None
+    if requested() not in (None, "cuda"):
+        return f"the backend {requested()} is asked for"
     if _ext.cuda_failure is not None:
         return _ext.cuda_failure
     size = case.cell.lower(), DTYPES[case.dtype], case.hidden_size, case.proj_size, case.batch, 1 + case.bidirectional
-    with asked(section):
+    with forced_tier(section):
         reasons = (_ext.cuda_refuses(*size, backward=backward) for backward in (False, case.has_gradients))
         return next((reason for reason in reasons if reason), None)
 
@@ -83,10 +96,13 @@ class Problem:
 @dataclass
 class Runner:
     """One provider on one problem. `run()` returns every result, named, for the parity check; `timed` is the same work
-    without the names. Both expect gradients to be enabled unless the case's mode is "inference"."""
+    without the names. Both expect gradients to be enabled unless the case's mode is "inference".
+
+    requested: the backend of rnnfast that its calls ask for; None: whatever is asked for around them."""
 
     namespace: ModuleType
     problem: Problem
+    requested: str | None = None
 
     def __post_init__(self) -> None:
         case, problem = self.problem.case, self.problem
@@ -111,14 +127,20 @@ class Runner:
 
     @property
     def timed(self) -> Callable[[], object]:
-        return self._gradients if self.problem.case.has_gradients else self.forward
+        call = self._gradients if self.problem.case.has_gradients else self.forward
+        return call if self.requested is None else lambda: self._on_request(call)
 
     def run(self) -> dict[str, Tensor]:
+        results = self.timed()
         if not self.problem.case.has_gradients:
-            return self._named(self.forward())
-        result, gradients = self._gradients()
+            return self._named(results)
+        result, gradients = results
         names = ["grad_input", *(f"grad_{name}" for name, _ in self.module.named_parameters())]
         return self._named(result) | dict(zip(names, gradients, strict=True))
+
+    def _on_request(self, call: Callable[[], object]) -> object:
+        with rnnfast.backend(self.requested, strict=True):
+            return call()
 
     def _gradients(self) -> tuple[object, tuple[Tensor, ...]]:
         result = self.forward()

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import goals
+from . import goals, peers
 from .goals import Outcome, Record, geomean
+from .providers import GPU_BACKENDS
 
 CONTENDED = "Other programs held the cores while several threads were timed; close them and repeat for these cases."
 LONGEST_KERNEL = 40  # characters of its name in a table; results.json has more
@@ -125,9 +126,15 @@ def case_table(records: Sequence[Record]) -> str:
     def on_gpu(text: Callable[[Record], str]) -> Callable[[Record], str]:
         return when_timed(lambda r: text(r) if "kernels" in r else "")
 
-    def onnx(text: Callable[[float, Record], str]) -> Callable[[Record], str]:
-        ms = "onnxruntime"
-        return when_timed(lambda r: text(r["beside_ms"][ms], r) if ms in r.get("beside_ms", ()) else "")
+    def other(provider: str) -> dict[str, Callable[[Record], str]]:
+        def ms(text: Callable[[float, Record], str]) -> Callable[[Record], str]:
+            beside = "beside_ms"
+            return when_timed(lambda r: text(r[beside][provider], r) if provider in r.get(beside, ()) else "")
+
+        return {
+            f"{provider} {name}": ms(lambda value, r: f"{value * unit:.4g}"),
+            f"{provider} / rnnfast": ms(lambda value, r: f"{value / r['rnnfast_ms']:.2f}"),
+        }
 
     columns: dict[str, Callable[[Record], str]] = {
         "case": lambda r: r["name"] + mark(r),
@@ -136,8 +143,11 @@ def case_table(records: Sequence[Record]) -> str:
         f"torch {name}": lambda r: times(r, unit)[0],
         f"rnnfast {name}": lambda r: times(r, unit)[1],
         "ratio": lambda r: times(r)[2],
-        f"onnxruntime {name}": onnx(lambda ms, r: f"{ms * unit:.4g}"),
-        "its ratio": onnx(lambda ms, r: f"{ms / r['rnnfast_ms']:.2f}"),
+        **{
+            heading: text
+            for provider in ("onnxruntime", *GPU_BACKENDS, *peers.NAMES)
+            for heading, text in other(provider).items()
+        },
         heading: when_timed(lambda r: f"{relative(r):.2f}" if relative else ""),
         "wall ratio": on_gpu(lambda r: f"{r['wall_speedup']:.2f}"),
         "torch us/step": on_gpu(lambda r: f"{r['torch_us_per_step']:.2f}"),
@@ -152,6 +162,20 @@ def case_table(records: Sequence[Record]) -> str:
     kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     headers = list(columns)
     return table([headers[i] for i in kept], ([row[i] for i in kept] for row in rows))
+
+
+def peer_table(records: Sequence[Record]) -> str:
+    """Each peer's time / rnnfast's over the cases that it takes; empty where there are none."""
+    rows = []
+    for name in peers.NAMES:
+        ratios = {r["name"]: r["beside_ms"][name] / r["rnnfast_ms"] for r in records if name in r.get("beside_ms", ())}
+        if ratios:
+            worst = min(ratios, key=ratios.get)
+            ahead = sum(ratio > 1 for ratio in ratios.values())
+            numbers = f"{geomean(ratios.values()):.2f}", f"{ratios[worst]:.2f}"
+            rows.append((name, str(len(ratios)), str(ahead), *numbers, worst))
+    headers = ("peer", "cases", "rnnfast ahead in", "geomean", "worst", "the worst case")
+    return table(headers, rows) if rows else ""
 
 
 def memory_table(records: Iterable[Record]) -> str:
@@ -218,9 +242,9 @@ def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome])
     failures = [f"{record['name']}: {record['failure']}" for record in records if record["failure"]]
     if failures:
         parts.append(("WRONG RESULTS (no speed-up is reported for these)", "\n".join(failures)))
-    onnx = [f"{r['name']}: {r['onnxruntime_failure']}" for r in records if r.get("onnxruntime_failure")]
-    if onnx:
-        parts.append(("Wrong results of ONNX Runtime (not timed)", "\n".join(onnx)))
+    others = [f"{r['name']}: {who}: {why}" for r in records for who, why in r.get("beside_failures", {}).items()]
+    if others:
+        parts.append(("What was to take turns but has no right result (not timed)", "\n".join(others)))
     for section, heading in HEADINGS.items():
         members = [record for record in records if record["section"] == section]
         if members:
@@ -234,6 +258,9 @@ def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome])
     if measured(records):
         parts.append(("Where torch.nn was faster", losses_table(records)))
         parts.append(("Summary (ratio of torch.nn's time to rnnfast's)", summary_table(records)))
+    of_peers = peer_table(undisturbed(records))
+    if of_peers:
+        parts.append(("Peers (ratio of their time to rnnfast's)", of_peers))
     disturbed = len(measured(records)) - len(undisturbed(records))
     if disturbed:
         parts.append((f"{disturbed} cases with ! are left out of all means", CONTENDED))

@@ -12,8 +12,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import rnnfast
 from bench import __main__ as program
-from bench import device, floors, measure, parity, peak, plots, providers, report, suites, timing, warm, workloads
+from bench import (
+    device,
+    floors,
+    measure,
+    parity,
+    peak,
+    peers,
+    plots,
+    providers,
+    report,
+    suites,
+    timing,
+    warm,
+    workloads,
+)
 from bench.cases import Case, float32_products
 from bench.suites import Experiment
 from rnnfast import select
@@ -35,7 +50,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(measure, "machine", lambda device: "a GPU")
     monkeypatch.setattr(measure, "versions", lambda: {"torch": "2"})
     monkeypatch.setattr(device, "facts", lambda: {"name": "a GPU"})
-    monkeypatch.setattr(providers, "GPU_BACKEND", "cpu")
+    monkeypatch.setattr(providers, "GPU_BACKENDS", ("cpu", "reference"))
     monkeypatch.setattr(warm, "compile_kernels", lambda cases, backend: 0.0)
     monkeypatch.setattr(workloads, "workloads", lambda *arguments: [])
     parity.reference.cache_clear()
@@ -57,11 +72,11 @@ def test_a_bad_case_is_kept_and_measured_again_last(monkeypatch, tmp_path, fake_
     cases = [replace(SMALL, hidden_size=size, input_size=8) for size in (8, 9, 10)]
     measured, bad = [], {9}
 
-    def measure_case(experiment, seconds):
+    def measure_case(experiment, seconds, others):
         measured.append(experiment.case.hidden_size)
         if experiment.case.hidden_size in bad:
             raise RuntimeError("out of resource")
-        return real(experiment, seconds)
+        return real(experiment, seconds, others)
 
     real = measure.measure_case
     monkeypatch.setattr(measure, "measure_case", measure_case)
@@ -79,7 +94,7 @@ def test_a_bad_case_is_kept_and_measured_again_last(monkeypatch, tmp_path, fake_
 
 
 def test_a_run_that_was_killed_names_the_case_that_it_died_in(monkeypatch, tmp_path, fake_gpu):
-    def killed(experiment, seconds):
+    def killed(experiment, seconds, others):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measure, "measure_case", killed)
@@ -87,6 +102,107 @@ def test_a_run_that_was_killed_names_the_case_that_it_died_in(monkeypatch, tmp_p
         run(monkeypatch, tmp_path, [SMALL])
     (record,) = json.loads((tmp_path / "results.json").read_text())
     assert record["name"] == SMALL.name and "did not end" in record["failure"]
+
+
+def test_all_backends_take_turns(monkeypatch, tmp_path, fake_gpu):
+    status, records = run(monkeypatch, tmp_path, [SMALL])
+    record = records[SMALL.name]
+    assert status == 0 and record["isa"] == "cpu, reference" and record["backend"] == "cpu"
+    assert set(record["beside_ms"]) == {"reference"} and record["beside_failures"] == {}
+
+
+def test_one_backend_on_request(monkeypatch, tmp_path, fake_gpu):
+    with rnnfast.backend("reference"):
+        _, records = run(monkeypatch, tmp_path, [SMALL])
+    record = records[SMALL.name]
+    assert record["isa"] == record["backend"] == "reference" and record["beside_ms"] == {}
+
+
+def test_another_backend_that_fails_is_named_and_not_timed(monkeypatch, tmp_path, fake_gpu):
+    def check(case, of_torch, of_rnnfast):
+        checked.append(case)
+        if len(checked) == 2:
+            raise RuntimeError("no kernel image is available")
+        return real(case, of_torch, of_rnnfast)
+
+    checked, real = [], parity.check
+    monkeypatch.setattr(parity, "check", check)
+    status, records = run(monkeypatch, tmp_path, [SMALL])
+    record = records[SMALL.name]
+    assert status == 0 and record["speedup"] > 0 and record["beside_ms"] == {}
+    assert record["beside_failures"] == {"reference": "RuntimeError: no kernel image is available"}
+    assert "no kernel image" in (tmp_path / "report.md").read_text()
+
+
+class Torch(peers.Peer):
+    """torch's GRU as a peer that takes every case; `shift` is its error."""
+
+    def missing(self):
+        return None
+
+    def takes(self, case):
+        return peers.Range("gru.py", ("GRU",), ())
+
+
+def torch_as_peer(name, shift):
+    def load(case, device, backend):
+        zeros = torch.zeros(1, case.batch, case.hidden_size)
+        return lambda x, *weights: (
+            torch.gru(x, zeros.to(x), weights, True, 1, 0.0, False, False, False)[0] + shift(case)
+        )
+
+    return Torch(name, (), peers.as_torch, load)
+
+
+def test_peers_take_turns_and_their_failures_are_named(monkeypatch, tmp_path, fake_gpu):
+    def raises(case):
+        raise ImportError("no such kernel")
+
+    found = [
+        torch_as_peer(*peer) for peer in (("haste", lambda c: 0), ("torchrl", lambda c: 0.1), ("flaggems", raises))
+    ]
+    monkeypatch.setattr(peers, "PEERS", found)
+    monkeypatch.setattr(measure.peers.Peer, "version", lambda peer: "abc")
+    cases = [SMALL, replace(SMALL, mode="inference", dtype="bf16")]
+    status, records = run(monkeypatch, tmp_path, cases)
+    assert status == 0
+    for record in records.values():
+        assert set(record["beside_ms"]) == {"reference", "haste"} and record["speedup"] > 0
+        assert set(record["beside_failures"]) == {"torchrl", "flaggems"}
+        assert "output: error 1" in record["beside_failures"]["torchrl"]
+        assert record["beside_failures"]["flaggems"] == "ImportError: no such kernel"
+    text = (tmp_path / "report.md").read_text()
+    assert "haste / rnnfast" in text and "torchrl ms" not in text and "no such kernel" in text
+
+
+def test_the_table_of_peers():
+    def record(name, **peers_ms):
+        return record_on_gpu(name, beside_ms={"cuda": 9.0, **peers_ms}) | {"rnnfast_ms": 2.0}
+
+    records = [record("a", haste=4.0), record("b", haste=1.0, torchrl=6.0), record("c")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.peer_table(records).splitlines()[2:]]
+    assert rows == [["haste", "2", "1", "1.00", "0.50", "b"], ["torchrl", "1", "1", "3.00", "3.00", "b"]]
+    assert report.peer_table([record("c")]) == ""
+    assert "Peers (ratio of their time to rnnfast's)" in dict(report.sections("title", records, []))
+
+
+@pytest.mark.parametrize(
+    "dtype, failure", [("fp32-tf32", None), ("fp32-ieee", "grad_x: error 2.0e-03 > 1e-05"), ("bf16", None)]
+)
+def test_a_peer_is_held_to_the_ceiling_of_its_products(monkeypatch, dtype, failure):
+    truth = {"output": torch.ones(4), "grad_x": torch.ones(4)}
+    monkeypatch.setattr(parity, "reference", lambda case: truth)
+    case = replace(SMALL, dtype=dtype, device="cuda")
+    with float32_products(case):
+        found = parity.check_ceiling(case, {"output": truth["output"], "grad_x": truth["grad_x"] + 2e-3})
+        assert (found is None) if failure is None else found.startswith(failure)
+        assert "shape" in parity.check_ceiling(case, {"output": torch.ones(3)})
+
+
+def test_a_gpu_without_our_kernels_is_said_so(monkeypatch, fake_gpu):
+    monkeypatch.setattr(providers.rnnfast, "backends", lambda: {"cpu": "not built", "reference": "not here"})
+    with pytest.raises(RuntimeError, match="cpu: not built, reference: not here"):
+        providers.gpu_backends()
 
 
 def test_nothing_is_measured_on_a_gpu_that_died(monkeypatch, tmp_path, fake_gpu):
@@ -118,7 +234,7 @@ def record_on_gpu(name: str, **rest) -> dict:
     record = measure._record("grid", name, case, "triton", verdict, times)
     record |= {
         "machine": "a GPU",
-        "isa": "cpu",
+        "isa": "cpu, reference",
         "versions": {"torch": "2"},
         "commit": "c",
         "kernels": ["persist (90%, 1x)"],
@@ -158,8 +274,8 @@ def test_a_section_of_a_tier_runs_that_tier(monkeypatch, tmp_path, fake_gpu, cap
         asked.append(os.environ["RNNFAST_TIER"])
         return "too large" if hidden_size > 8 else None
 
-    def measure_case(experiment, seconds):
-        measured.append((os.environ.get("RNNFAST_TIER"), select.requested(), experiment.case.hidden_size))
+    def measure_case(experiment, seconds, others):
+        measured.append((os.environ.get("RNNFAST_TIER"), select.requested(), others, experiment.case.hidden_size))
         return record_on_gpu(experiment.case.name, section=experiment.section)
 
     measured = []
@@ -170,11 +286,15 @@ def test_a_section_of_a_tier_runs_that_tier(monkeypatch, tmp_path, fake_gpu, cap
     monkeypatch.setitem(suites.WHOLES, "gpu-quick", lambda: experiments)
     monkeypatch.setattr(sys, "argv", ["bench", "gpu-quick", "--out", str(tmp_path)])
     assert program.main() == 0
-    assert measured == [(None, "cpu", 8), (None, "cpu", 9), ("group", "cuda", 8)] and set(asked) == {"group"}
+    free = [(None, "cpu", ("reference",), size) for size in (8, 9)]
+    assert [(*m[:2], tuple(m[2]), m[3]) for m in measured] == [*free, ("group", "cuda", (), 8)]
+    assert set(asked) == {"group"}
     told = capsys.readouterr().out
     assert "tier group: 1 cases are left out; too large" in told and "CUDA kernels, tier group alone" in told
     monkeypatch.setattr(providers._ext, "cuda_failure", "it is not built")
     assert providers.tier_refuses("tier cta", SMALL) == "it is not built"
+    with select.backend("triton"):
+        assert providers.tier_refuses("tier cta", SMALL) == "the backend triton is asked for"
 
 
 def test_suites_of_a_gpu_are_refused_without_one(monkeypatch, capsys):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .cases import Case
 
+COMPILED_WHEN_CALLED = ("triton",)  # backends
 PROCESSES = 10
 SECONDS = 150  # beyond, what is missing is compiled when it is measured
 

@@ -59,9 +59,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    # torch._dynamo.assume_constant_result, without its import: they act while tracing, and break no graph.
+    # torch._dynamo.assume_constant_result, without its import: it acts while tracing, and breaks no graph.
     select._warn_once._dynamo_marked_constant = True
-    select._allow_tf32._dynamo_marked_constant = True
     builder = sys.modules.get(_BUILDER)
     if builder is not None:
         _allow_ours(builder)

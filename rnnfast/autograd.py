@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .ops import OPERATORS
+from .precision import follow_switch_in_backward
 
 
 class _Layer(torch.autograd.Function):
@@ -43,6 +44,8 @@ class _Layer(torch.autograd.Function):
 
             gradients = _reexpressed_backward(again, input, states, weights, needs, grads)
         else:
+            if not torch.compiler.is_compiling():
+                follow_switch_in_backward(ctx.namespace, input)
             arguments = input, *states, weights, batch_sizes, lengths, *op.flags, *results
             gradients = _wanted(op.layer.bwd(*grads, *arguments, *_needed(needs, op.states)), needs)
         return (None, None, None, None, *gradients)
@@ -78,6 +81,8 @@ class _Step(torch.autograd.Function):
             gradients = _reexpressed_backward(again, input, states, weights, needs, grads)
             gradients += [None] * (len(needs) - len(gradients))
         else:
+            if not torch.compiler.is_compiling():
+                follow_switch_in_backward(ctx.namespace, given[0])
             arguments = *given, *op.flags, *saved
             gradients = _wanted(op.step.bwd(*grads, *arguments, *_needed(needs, op.states)), needs)
         return (None, None, *gradients)

@@ -1,10 +1,17 @@
-"""How float32 products are made on a GPU, where tensor cores round their operands to TF32 (10 bits of mantissa)."""
+"""How float32 products are made on a GPU, where tensor cores round their operands to TF32 (10 bits of mantissa).
+
+A library of CUDA kernels keeps the switch for its process, and is told before every pass of float32 layers what it says
+then. Eager calls tell it from Python; in compiled graphs that is done by operators of their own, `{namespace}_graph`.
+"""
 
 import os
 
 import torch
 
+from . import _ext, ops
+
 PRODUCTS = ("tf32", "tf32x3", "ieee")
+_RNN = torch.backends.cudnn.rnn  # each dot of it costs half a microsecond
 
 
 def float32_products(device: torch.device) -> str:
@@ -20,7 +27,57 @@ def float32_products(device: torch.device) -> str:
     if not asked and device.type != "cuda":
         return "ieee"
     if not asked:
-        return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
+        return "tf32" if _RNN.fp32_precision == "tf32" else "ieee"
     if asked not in PRODUCTS:
         raise ValueError(f"RNNFAST_FLOAT32_PRODUCTS: expected one of {', '.join(PRODUCTS)}, got {asked!r}")
     return asked
+
+
+DEVICES: dict[str, torch.device] = {}  # where the operators of a namespace are CUDA kernels
+_told: dict[str, bool] = {}  # whether each namespace may take TF32
+
+
+def follow_switch(namespace: str) -> None:
+    """Tells the CUDA kernels of a namespace of DEVICES what the switch says now."""
+    allow = float32_products(DEVICES[namespace]) == "tf32"
+    if _told.get(namespace) is not allow:
+        _ext.allow_tf32(allow, namespace)
+        _told[namespace] = allow
+
+
+def follow_switch_in_backward(namespace: str, input: torch.Tensor) -> None:
+    """The same before an eager backward; nothing for tensors of other devices, or for which there is no switch."""
+    if input.dtype is torch.float32 and namespace in DEVICES and (input.is_cuda or namespace != "rnnfast"):
+        follow_switch(namespace)
+
+
+def graph_namespace(namespace: str) -> str:
+    """Where compiled graphs find the operators of a namespace of DEVICES, for float32."""
+    return f"{namespace}_graph"
+
+
+def _define_for_graphs(namespace: str) -> torch.library.Library:
+    graph = graph_namespace(namespace)
+    ops.OPERATORS[graph] = ops.define(graph)
+    library = torch.library.Library(graph, "IMPL")
+
+    def following(operator):
+        def run(*arguments):
+            follow_switch(namespace)
+            return operator(*arguments)
+
+        return run
+
+    for cell in ("rnn_tanh", "gru", "lstm"):  # the two RNNs are the same operators
+        of_cell = ops.OPERATORS[namespace][cell]
+        for operator in (*of_cell.layer, *of_cell.step):
+            name = operator.name().partition("::")[2]
+            library.impl(name, following(operator), DEVICES[namespace].type.upper())
+    return library
+
+
+if _ext.cuda_failure is None:
+    DEVICES["rnnfast"] = torch.device("cuda")
+if _ext.emulator_failure is None:
+    DEVICES[_ext.EMULATOR_NAMESPACE] = torch.device("cpu")
+_libraries = [_define_for_graphs(namespace) for namespace in DEVICES]  # they live as long as the module

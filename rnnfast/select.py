@@ -17,10 +17,10 @@ import torch
 from torch import _C, Tensor, compiler
 from torch.autograd import forward_ad
 
-from . import _ext, autograd, reference, triton
+from . import _ext, autograd, dispatch, reference, triton
 from ._call import Call, autocast_dtype, batch_of, dtype_of, fits
 from .ops import CELLS
-from .precision import float32_products
+from .precision import follow_switch, graph_namespace
 from .triton import operators
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -85,9 +85,6 @@ def _cpu_refuses(call: Call) -> str | None:
     return None
 
 
-UNMEASURED = "no GPU has measured it yet, so it must be asked for: rnnfast.backend({!r})"
-
-
 def _cuda_unavailable() -> str | None:
     if _ext.cuda_failure is None and not torch.cuda.is_available():
         return "there is no CUDA device"
@@ -97,8 +94,6 @@ def _cuda_unavailable() -> str | None:
 def _cuda_refuses(call: Call) -> str | None:
     if not call.input.is_cuda:
         return f"it runs on CUDA tensors, not on {call.input.device.type}"
-    if requested() != CUDA.name:
-        return UNMEASURED.format(CUDA.name)
     return _no_cuda_plan(call, "rnnfast")
 
 
@@ -110,24 +105,15 @@ def _emulator_refuses(call: Call) -> str | None:
     return _no_cuda_plan(call, _ext.EMULATOR_NAMESPACE)
 
 
-def _allow_tf32(allow: bool, namespace: str) -> None:
-    """Tells a library of CUDA kernels what torch's switch says; a compiled graph keeps what it said last."""
-    if _tf32_allowed.get(namespace) is not allow:
-        _ext.allow_tf32(allow, namespace)
-        _tf32_allowed[namespace] = allow
-
-
-_tf32_allowed: dict[str, bool] = {}  # what the libraries were told last
-
-
 def _no_cuda_plan(call: Call, namespace: str) -> str | None:
     """Why the CUDA kernels cannot run this call, or None; in a compiled graph, of unknown sizes, the operator says."""
     dtype = dtype_of(call.input)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernel for {dtype}"
-    _allow_tf32(float32_products(call.input.device) == "tf32", namespace)
     if compiler.is_compiling():
         return None
+    if dtype is torch.float32:
+        follow_switch(namespace)  # the plan asks it, and so do the kernels
     rows, output_size = call.weights[1].shape
     hidden_size = rows // CELLS[call.cell].gates
     proj_size = output_size if output_size != hidden_size else 0
@@ -171,8 +157,6 @@ def _triton_refuses(call: Call) -> str | None:
         return f"it runs on CUDA tensors, not on {call.input.device.type}"
     if dtype_of(call.input) not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernel for {call.input.dtype}"
-    if requested() != TRITON.name:
-        return UNMEASURED.format(TRITON.name)
     return None if compiler.is_compiling() else operators.refuses(call)
 
 
@@ -180,8 +164,25 @@ def _aten_refuses(call: Call) -> str | None:
     return None if call.lengths is None else "torch's own operator knows no `lengths`"
 
 
+def _by_cuda(run: Callable[..., tuple[Tensor, ...]], namespace: str) -> Callable[..., tuple[Tensor, ...]]:
+    """`run` of autograd.py with CUDA kernels; compiled graphs of float32 get operators that ask for torch's switch."""
+
+    def run_here(cell: str, input: Tensor, *rest) -> tuple[Tensor, ...]:
+        in_graph = compiler.is_compiling() and input.dtype is torch.float32
+        return run(cell, input, *rest, namespace=graph_namespace(namespace) if in_graph else namespace)
+
+    return run_here
+
+
 CPU = Backend("cpu", "cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer, autograd.step)
-CUDA = Backend("cuda", "cuda", _cuda_unavailable, _cuda_refuses, autograd.layer, autograd.step)
+CUDA = Backend(
+    "cuda",
+    "cuda",
+    _cuda_unavailable,
+    _cuda_refuses,
+    _by_cuda(autograd.layer, "rnnfast"),
+    _by_cuda(autograd.step, "rnnfast"),
+)
 TRITON = Backend(
     "triton",
     "cuda",
@@ -195,14 +196,25 @@ EMULATOR = Backend(
     None,
     lambda: _ext.emulator_failure,
     _emulator_refuses,
-    functools.partial(autograd.layer, namespace=_ext.EMULATOR_NAMESPACE),
-    functools.partial(autograd.step, namespace=_ext.EMULATOR_NAMESPACE),
+    _by_cuda(autograd.layer, _ext.EMULATOR_NAMESPACE),
+    _by_cuda(autograd.step, _ext.EMULATOR_NAMESPACE),
 )
 ATEN = Backend("aten", None, lambda: None, _aten_refuses, None, None)
 REFERENCE = Backend("reference", None, lambda: None, lambda call: None, reference.layer, reference.step)
 BACKENDS = {backend.name: backend for backend in (CPU, CUDA, TRITON, EMULATOR, ATEN, REFERENCE)}
 """In the order of preference."""
 OURS = CPU, CUDA, TRITON  # those whose kernels make a device faster
+UNMEASURED = "no GPU has measured it yet, so it must be asked for: rnnfast.backend({!r})"
+
+
+def _must_be_asked_for(name: str, call: Call, measured: dispatch.Measured | None) -> str | None:
+    """Why a backend for GPUs is not the default of a call, or None."""
+    runs_here = call.input.is_cuda or (name == TRITON.name and triton.interpreted)
+    if name not in (CUDA.name, TRITON.name) or not runs_here:
+        return None
+    if measured is None:
+        return UNMEASURED.format(name)
+    return None if name in measured.backends else f"it is slower than torch's own operator: {measured.text}"
 
 
 class _Request(threading.local):
@@ -285,6 +297,7 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
     if call.step and not torchs:
         torchs = step_loses(call.input)
     plain = request in (None, CPU.name) and passed_over is None and call.lengths is None
+    plain = plain and (not dispatch.TABLES or call.input.is_cpu)
     plain = plain and not compiler.is_compiling() and autocast_dtype(call.input.device) is None
     plain = plain and call.input.numel() > 0
     if not plain and not torchs and not fits(call):
@@ -293,9 +306,12 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
         return ATEN
     if call.input.is_meta:
         torchs = "meta tensors hold no data"
-    for name in BACKENDS if request is None else (request, *BACKENDS):
+    measured = dispatch.measured(call) if call.input.is_cuda else None
+    names = (*measured.backends, *BACKENDS) if measured else BACKENDS
+    for name in names if request is None else (request, *names):
         candidate = BACKENDS[_known(name)]
-        reason = candidate.unavailable() or candidate.refuses(call) or (candidate is not ATEN and torchs)
+        reason = candidate.unavailable() or (name != request and _must_be_asked_for(name, call, measured))
+        reason = reason or candidate.refuses(call) or (candidate is not ATEN and torchs)
         if not reason:
             return candidate
         if passed_over is not None:
@@ -304,9 +320,15 @@ def choose(call: Call, passed_over: dict[str, str] | None = None) -> Backend:
             if (call.input.is_meta or not torchs) and not fits(call):
                 return ATEN
             raise RuntimeError(f"rnnfast backend {name!r} was requested with strict=True, but {reason}")
-        elif name == request or (candidate.device == call.input.device.type and not torchs):
+        elif name == request or (_loses(candidate, call, measured) and not torchs):
             _warn_once(f"rnnfast backend {name!r} is passed over: {reason}")
     return REFERENCE
+
+
+def _loses(candidate: Backend, call: Call, measured: dispatch.Measured | None) -> bool:
+    """Whether it is a loss not to take a backend."""
+    of_device = candidate.device == call.input.device.type
+    return of_device and (measured is None or candidate.name in measured.backends)
 
 
 _warned: set[str] = set()
@@ -324,9 +346,12 @@ class Explanation(NamedTuple):
     backend: str
     passed_over: dict[str, str]
     call: str
+    measured: str | None = None
+    """The measurement by which CUDA tensors take it, and its date."""
 
     def __str__(self) -> str:
         lines = [f"{self.call} takes backend {self.backend!r}"]
+        lines += [f"  measured: {self.measured}"] if self.measured else []
         return "\n".join(lines + [f"  not {name!r}: {reason}" for name, reason in self.passed_over.items()])
 
 
@@ -343,4 +368,6 @@ def explain(module: torch.nn.Module, input: Any, hx: Any = None, *, lengths: Ten
         return Explanation(ATEN.name, {}, f"{module} on arguments that torch refuses")
     passed_over: dict[str, str] = {}
     chosen = choose(call, passed_over)
-    return Explanation(chosen.name, passed_over, f"{module} on {call.input.dtype} {call.input.device.type} tensors")
+    measured = dispatch.measured(call) if call.input.is_cuda else None
+    what = f"{module} on {call.input.dtype} {call.input.device.type} tensors"
+    return Explanation(chosen.name, passed_over, what, measured and measured.text)

@@ -10,6 +10,7 @@ from harness import Case, Data, conditioning, decide_relu, make_module, run, run
 from tolerances import CEILING, assert_parity, max_error
 
 from rnnfast import _ext, autograd
+from rnnfast.precision import follow_switch
 
 Tensor = torch.Tensor
 NAMESPACE = _ext.EMULATOR_NAMESPACE
@@ -19,11 +20,14 @@ needs_emulator = pytest.mark.skipif(_ext.emulator_failure is not None, reason=st
 @contextlib.contextmanager
 def tf32():
     """Within the block float32 layers multiply in TF32."""
-    _ext.allow_tf32(True, NAMESPACE)
-    try:
-        yield
-    finally:
-        _ext.allow_tf32(False, NAMESPACE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RNNFAST_FLOAT32_PRODUCTS", "tf32")
+        follow_switch(NAMESPACE)
+        try:
+            yield
+        finally:
+            patch.undo()
+            follow_switch(NAMESPACE)
 
 
 def layer_forward(case: Case, data: Data, weights: list[Tensor]):

@@ -30,7 +30,7 @@ import rnnfast
 from rnnfast import select
 from rnnfast.ops import OPERATORS
 from rnnfast.precision import float32_products
-from rnnfast.triton import plan
+from rnnfast.triton import layers, plan
 
 SMALL = {"T": 3, "B": 3, "I": 2, "H": 5}
 VARIANTS = [{}, {"bidirectional": True, "ragged": "sorted"}, {"bidirectional": True, "ragged": "lengths"}]
@@ -180,6 +180,22 @@ def test_fullgraph(cell, training):
     with rnnfast.backend("triton", strict=True), torch.set_grad_enabled(training):
         for steps, batch in ((3, 2), (2, 5)):
             assert_same(compiled, model, torch.randn(steps, batch, 3), training=training)
+
+
+def test_a_compiled_graph_follows_the_switch_of_its_own_time(monkeypatch):
+    """The interpreter's products are exact whatever is asked, so what the kernels are told is looked at."""
+    torch._dynamo.reset()
+    told, arguments = [], layers._arguments
+    monkeypatch.setattr(layers, "_arguments", lambda *given: told.append(arguments(*given)) or told[-1])
+    model, x = rnnfast.RNN(3, 5), torch.randn(2, 2, 3, requires_grad=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with rnnfast.backend("triton", strict=True):
+        for forward, backward in (("ieee", "tf32"), ("tf32", "ieee")):
+            monkeypatch.setenv("RNNFAST_FLOAT32_PRODUCTS", forward)
+            output, _ = compiled(x)
+            monkeypatch.setenv("RNNFAST_FLOAT32_PRODUCTS", backward)
+            output.sum().backward()
+    assert [one["PRECISION"] for one in told] == ["ieee", "tf32", "tf32", "ieee"]
 
 
 def test_double_backward():

@@ -1,4 +1,5 @@
-// The small kernels around the recurrence (around.h): one thread per number, no shared memory, no synchronisation.
+// The small kernels around the recurrence (around.h): one thread per number, or a warp per row, no shared memory, no
+// synchronisation.
 #include "around.h"
 
 #include <algorithm>
@@ -11,7 +12,7 @@
 namespace rnnfast::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarp = 32;
 
 // One thread per number; a count beyond the largest grid is walked through with the stride of the grid.
 template <class... Parameters, class... Args>
@@ -82,22 +83,36 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Row `from`, null for zeros, to `to`, by the lanes of a warp.
+template <class Piece>
+RNNFAST_DEVICE void copy_row(Piece* to, const Piece* from, int64_t count) {
+#pragma unroll 4
+  for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp) to[i] = from ? from[i] : Piece{};
+}
+
+// A warp per row, for to find a row takes divisions. Rows are copied in pieces of 16 bytes where all are aligned so.
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
     gather_previous_kernel(const __grid_constant__ Shape shape, const Element* output, const Element* hx,
                            Element* previous) {
-  const int64_t P = shape.output_size, B = shape.batch, each = shape.steps * B * P;
-  for (int64_t i = first_index(); i < shape.directions * each; i += index_stride()) {
-    const int64_t d = i / each, p = i % P;
-    const int b = int(i / P % B), t = int(i % each / P / B);
+  const int64_t P = shape.output_size, B = shape.batch, each = shape.steps * B, bytes = P * int64_t(sizeof(Element));
+  const uintptr_t addresses = uintptr_t(output) | uintptr_t(hx) | uintptr_t(previous);
+  const bool aligned = (addresses | uintptr_t(bytes)) % sizeof(uint4) == 0;
+  for (int64_t i = first_index() / kWarp; i < shape.directions * each; i += index_stride() / kWarp) {
+    const int64_t d = i / each;
+    const int b = int(i % B), t = int(i % each / B);
     const Position at = position(shape, int(d), t, b);
     if (!at.active && shape.offsets) continue;
-    Element h = from_float<Element>(0.0f);
+    const Element* from = nullptr;
     if (at.active && !at.first)
-      h = output[at.previous * shape.directions * P + d * P + p];
+      from = output + (at.previous * shape.directions + d) * P;
     else if (at.active && hx)
-      h = hx[(d * B + b) * P + p];
-    previous[(d * shape.rows + at.row) * P + p] = h;
+      from = hx + (d * B + b) * P;
+    Element* const to = previous + (d * shape.rows + at.row) * P;
+    if (aligned)
+      copy_row(reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4*>(from), bytes / int64_t(sizeof(uint4)));
+    else
+      copy_row(to, from, P);
   }
 }
 
@@ -150,7 +165,7 @@ cudaError_t write_schedule(const int64_t* batch_sizes, int64_t steps, int64_t* o
 
 cudaError_t gather_previous(Product product, const Shape& shape, const void* output, const void* hx, void* previous,
                             cudaStream_t stream) {
-  const int64_t count = int64_t(shape.directions) * shape.steps * shape.batch * shape.output_size;
+  const int64_t count = int64_t(shape.directions) * shape.steps * shape.batch * kWarp;
   return with_element(product, [&](auto element) {
     using Element = decltype(element);
     return launch_over(count, stream, gather_previous_kernel<Element>, shape, static_cast<const Element*>(output),

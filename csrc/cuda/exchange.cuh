@@ -42,6 +42,8 @@ struct Exchange {
   // Loads under way at once, of 16 bytes per lane: 8 of them cover the latency of L2 at its bandwidth per SM (an
   // estimate); backward's registers suffice for 6.
   static constexpr int kAhead = min_of(kChunks, kPlanes == 1 ? 8 : 6);
+  // Of those, how many are asked for again together while they are missing. Exact products lack registers for more.
+  static constexpr int kAgain = Numbers::kParts == 2 ? min_of(kAhead, 3) : kAhead;
   static_assert(kHidden % kWarps == 0 && kDepth * kSize % kChunkBytes == 0);
 
   // Stores a unit's value of a plane. All lanes of a warp call it; the lane with the neighbouring unit (its number
@@ -85,7 +87,12 @@ struct Exchange {
       uint4& piece = pieces_[chunk % kAhead];
       while (any_lane(missing(piece))) {  // all lanes leave together: an mma comes next
         spin_.again();
-        if (missing(piece)) piece = load(chunk);
+        // The pieces after it were asked for as early and are missing too: one trip to L2 for all, not one for each.
+#pragma unroll
+        for (int next = chunk; next < min_of(chunk + kAgain, kChunks); ++next) {
+          uint4& late = pieces_[next % kAhead];
+          if (missing(late)) late = load(next);
+        }
       }
       taken_ = piece;
       if (chunk + kAhead < kChunks) piece = load(chunk + kAhead);

@@ -1,9 +1,10 @@
 """The shipped configurations of the Triton kernels: which tiles a kernel comes in, and what each needs.
 
 Every number comes from compiling, none from a GPU: `shared` is the largest that the compiler reported. Triton 3.9 was
-asked for sm_80, sm_90 and sm_100, Triton 3.6 for sm_90, and for the largest tiles on all three; `make test` asserts
-those largest (tests/test_triton_compile.py), RNNFAST_COMPILE=all the others too. A program has 16 batch rows where
-nothing else is said: the least that a tensor core product takes, and what makes most programs.
+asked for sm_80, sm_90 and sm_100, Triton 3.6 for sm_90, and for the largest tiles on all three; `make test` compiles
+every row (tests/test_triton_compile.py). A program has 16 batch rows where nothing else is said: the least that a
+tensor core product takes, and what makes most programs. While nothing is measured, a row must do what no other can:
+smaller tiles for smaller H, and second choices for other batches, wait for a GPU.
 """
 
 from typing import NamedTuple
@@ -38,115 +39,76 @@ class StepTile(NamedTuple):
 
 
 # fmt: off
-# No time loop spills, but that of _GROUP's GRU of 1024 units by 16 on sm_90, one value: with 4 warps it would need 248
-# registers, with 16 it spills more. What only the code before and after a loop uses may lie on the stack, a few values.
-# All this is for sizes that are multiples of 8: others have little or no cp.async, up to twice the registers, and some
-# of 128 units spill while they load W_hh, before the loop.
+# No time loop spills. What only the code before and after a loop uses may lie on the stack, a few values. All this is
+# for sizes that are multiples of 8: others have little or no cp.async, up to twice the registers, and some of 128 units
+# spill while they load W_hh, before the loop.
 
-# Resident weights. 8 warps from 64 units on: 4 would need twice the registers; "ieee" LSTMs take 16, for 8 spill. Two
-# stages keep the next step's loads in flight (cp.async); one is for GPUs where two do not fit. "tf32x3" has none: its
-# LSTM of 64 units needs all 255 registers in backward, spills, and takes 47 s to compile.
+# Resident weights. 8 warps: 4 would need twice the registers; "ieee" LSTMs take 16, for 8 spill. Two stages keep the
+# next step's loads in flight (cp.async); one is for GPUs where two do not fit. 64 units are the smallest, and 128 of
+# the RNN with its one gate: with half as many and 4 warps a thread would have as much to do, but for half the depth of
+# the product. "tf32x3" has none: its LSTM of 64 units needs all 255 registers in backward, spills, and takes 47 s to
+# compile. Nor have exact projected layers, which would hold two weights.
 _WHOLE = (
     # cell, pass, products, padded H, then WholeTile
-    ("lstm", "forward", "16-bit", 32, 4, 2, 16384),
     ("lstm", "forward", "16-bit", 64, 8, 2, 49152),
     ("lstm", "forward", "16-bit", 128, 8, 2, 163_840),
-    ("lstm", "forward", "tf32", 32, 4, 2, 28672),
     ("lstm", "forward", "tf32", 64, 8, 2, 90112),
-    ("lstm", "forward", "ieee", 32, 4, 2, 26624),
     ("lstm", "forward", "ieee", 64, 16, 2, 90112),
-    ("lstm", "backward", "16-bit", 32, 4, 2, 23552),
     ("lstm", "backward", "16-bit", 64, 8, 2, 63488),
     ("lstm", "backward", "16-bit", 128, 8, 2, 192_512),
     ("lstm", "backward", "16-bit", 128, 8, 1, 147_456),
-    ("lstm", "backward", "tf32", 32, 4, 2, 43008),
     ("lstm", "backward", "tf32", 64, 8, 2, 118_784),
     ("lstm", "backward", "tf32", 64, 8, 1, 81920),
-    ("lstm", "backward", "ieee", 32, 4, 2, 43008),
     ("lstm", "backward", "ieee", 64, 16, 2, 118_784),
     ("lstm", "backward", "ieee", 64, 16, 1, 81920),
-    ("lstm_projected", "forward", "16-bit", 32, 4, 2, 18432),
     ("lstm_projected", "forward", "16-bit", 64, 8, 2, 57344),
     ("lstm_projected", "forward", "16-bit", 128, 8, 2, 196_608),
-    ("lstm_projected", "forward", "tf32", 32, 4, 2, 32768),
     ("lstm_projected", "forward", "tf32", 64, 8, 2, 106_496),
-    ("lstm_projected", "forward", "ieee", 32, 4, 2, 32768),
-    ("lstm_projected", "forward", "ieee", 64, 16, 2, 106_496),
-    ("lstm_projected", "backward", "16-bit", 32, 4, 2, 25600),
     ("lstm_projected", "backward", "16-bit", 64, 8, 2, 71680),
     ("lstm_projected", "backward", "16-bit", 128, 8, 2, 225_280),
-    ("lstm_projected", "backward", "tf32", 32, 4, 2, 47104),
     ("lstm_projected", "backward", "tf32", 64, 8, 2, 135_168),
-    ("lstm_projected", "backward", "ieee", 32, 4, 2, 47104),
-    ("lstm_projected", "backward", "ieee", 64, 16, 2, 135_168),
-    ("gru", "forward", "16-bit", 32, 4, 2, 11264),
     ("gru", "forward", "16-bit", 64, 8, 2, 34816),
     ("gru", "forward", "16-bit", 128, 8, 2, 118_784),
-    ("gru", "forward", "tf32", 32, 4, 2, 20480),
     ("gru", "forward", "tf32", 64, 8, 2, 65536),
-    ("gru", "forward", "ieee", 32, 4, 2, 20480),
     ("gru", "forward", "ieee", 64, 8, 2, 65536),
-    ("gru", "backward", "16-bit", 32, 4, 2, 17408),
     ("gru", "backward", "16-bit", 64, 8, 2, 47104),
     ("gru", "backward", "16-bit", 128, 8, 2, 143_360),
-    ("gru", "backward", "tf32", 32, 4, 2, 34816),
     ("gru", "backward", "tf32", 64, 8, 2, 94208),
-    ("gru", "backward", "ieee", 32, 4, 2, 34816),
     ("gru", "backward", "ieee", 64, 8, 2, 94208),
-    ("rnn", "forward", "16-bit", 32, 4, 2, 4096),
-    ("rnn", "forward", "16-bit", 64, 8, 2, 12288),
     ("rnn", "forward", "16-bit", 128, 8, 2, 40960),
     ("rnn", "forward", "16-bit", 256, 8, 2, 147_456),
-    ("rnn", "forward", "tf32", 32, 4, 2, 8192),
-    ("rnn", "forward", "tf32", 64, 8, 2, 24576),
     ("rnn", "forward", "tf32", 128, 8, 2, 81920),
-    ("rnn", "forward", "ieee", 32, 4, 2, 8192),
-    ("rnn", "forward", "ieee", 64, 8, 2, 24576),
     ("rnn", "forward", "ieee", 128, 8, 2, 81920),
-    ("rnn", "backward", "16-bit", 32, 4, 2, 7168),
-    ("rnn", "backward", "16-bit", 64, 8, 2, 18432),
     ("rnn", "backward", "16-bit", 128, 8, 2, 53248),
     ("rnn", "backward", "16-bit", 256, 8, 2, 167_936),
     ("rnn", "backward", "16-bit", 256, 8, 1, 143_360),
-    ("rnn", "backward", "tf32", 32, 4, 2, 14336),
-    ("rnn", "backward", "tf32", 64, 8, 2, 36864),
     ("rnn", "backward", "tf32", 128, 8, 2, 106_496),
     ("rnn", "backward", "tf32", 128, 8, 1, 81920),
-    ("rnn", "backward", "ieee", 32, 4, 2, 12288),
-    ("rnn", "backward", "ieee", 64, 8, 2, 32768),
     ("rnn", "backward", "ieee", 128, 8, 2, 106_496),
     ("rnn", "backward", "ieee", 128, 8, 1, 81920),
 )
 
-# The most programs first, which is the least work for each, then what takes a larger batch. Forward: as many units as
-# leave room for all of their W_hh. 128 is for what does not fit WHOLE: "tf32", and GPUs with less memory. Projected
-# layers, "tf32x3" and "ieee" have none and go by STEP.
+# The fewest units that feed a product, which makes most programs with least work for each; batches whose programs are
+# not all on the GPU at once go by STEP. Forward: no more units than leave room for all of their W_hh. 128 is for what
+# does not fit WHOLE: "tf32", and GPUs with less memory. Projected layers, "tf32x3" and "ieee" go by STEP.
 _GROUP = (
     # cell, pass, products, padded sizes H, then GroupTile (`shared` of the largest)
     ("lstm", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 73728),
     ("lstm", "forward", "16-bit", (512,), 16, 0, 4, 1, 81920),
-    ("lstm", "forward", "16-bit", (512,), 32, 0, 8, 1, 147_456),
     ("lstm", "forward", "16-bit", (1024,), 8, 0, 4, 1, 98304),
-    ("lstm", "forward", "16-bit", (1024,), 16, 0, 8, 1, 163_840),
     ("lstm", "forward", "tf32", (128, 256), 16, 0, 4, 1, 81920),
     ("lstm", "forward", "tf32", (512,), 16, 0, 8, 1, 163_840),
     ("lstm", "forward", "tf32", (1024,), 8, 0, 8, 1, 196_608),
     ("lstm", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
-    ("lstm", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
     ("lstm", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
-    ("lstm", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
     ("gru", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 57344),
     ("gru", "forward", "16-bit", (512,), 16, 0, 4, 1, 65536),
-    ("gru", "forward", "16-bit", (512,), 32, 0, 8, 1, 114_688),
     ("gru", "forward", "16-bit", (1024,), 8, 0, 4, 1, 81920),
-    ("gru", "forward", "16-bit", (1024,), 16, 0, 8, 1, 131_072),
     ("gru", "forward", "tf32", (128, 256), 16, 0, 4, 1, 65536),
     ("gru", "forward", "tf32", (512,), 16, 0, 8, 1, 131_072),
     ("gru", "forward", "tf32", (1024,), 8, 0, 8, 1, 163_840),
     ("gru", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
-    ("gru", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
     ("gru", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
-    ("gru", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
     ("rnn", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 24576),
     ("rnn", "forward", "16-bit", (512,), 32, 0, 8, 1, 49152),
     ("rnn", "forward", "16-bit", (1024,), 16, 0, 8, 1, 65536),
@@ -154,9 +116,7 @@ _GROUP = (
     ("rnn", "forward", "tf32", (512,), 16, 0, 8, 1, 66560),
     ("rnn", "forward", "tf32", (1024,), 16, 0, 8, 1, 132_096),
     ("rnn", "backward", "16-bit", (128, 256, 512, 1024), 16, 128, 4, 4, 24576),
-    ("rnn", "backward", "16-bit", (128, 256, 512, 1024), 32, 128, 4, 4, 36864),
     ("rnn", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
-    ("rnn", "backward", "tf32", (128, 256, 512, 1024), 32, 64, 4, 3, 24576),
 )
 
 # The first whose batch and memory suffice: 64 rows read W_hh from L2 a quarter as often. The width of a product is

@@ -44,7 +44,7 @@ MOST_BATCH_TILES = 65_535  # CUDA's limit of the grid's second axis
 
 
 def pad(size: int) -> int:
-    """The next power of two, and at least 32, the smallest that configs.py has."""
+    """The next power of two, and at least 32, the least depth of a product that the tiles of configs.py expect."""
     return max(32, 1 << (size - 1).bit_length())
 
 
@@ -80,7 +80,8 @@ def candidates(
     if -(-batch // 16) > MOST_BATCH_TILES:
         reasons.append(f"{batch} batch rows are more than the {16 * MOST_BATCH_TILES} of one launch")
         return
-    key = "lstm_projected" if output_size != hidden_size else cell, backward, products
+    projected = output_size != hidden_size
+    key = "lstm_projected" if projected else cell, backward, products
     padded = pad(max(hidden_size, output_size))
 
     def fits(kind: str, shared: int) -> bool:
@@ -90,12 +91,14 @@ def candidates(
             )
         return shared <= device.shared
 
-    tiles = WHOLE_TILES.get(key, {}).get(padded)
-    if not tiles:
+    sizes = WHOLE_TILES.get(key, {})
+    units = min((size for size in sizes if size >= padded), default=None)
+    if units is None:
         reasons.append(f"whole: there is no tile for {padded} units (padded)")
-    for tile in tiles or ():
+    for tile in sizes.get(units, ()):
         if fits("whole", tile.shared):
-            yield Plan("whole", Config(16, padded, pad(output_size), *tile), tuple(reasons))
+            columns = pad(output_size) if projected else units
+            yield Plan("whole", Config(16, units, columns, *tile), tuple(reasons))
 
     tiles = GROUP_TILES.get(key, {}).get(padded)
     if not tiles:

@@ -31,8 +31,9 @@ struct Rows {
 
   Rows(const std::string& form, int T, int B) : count(int64_t(T) * B) {
     if (form == "dense") return;
-    for (int b = 0; b < B; ++b) lengths.push_back(form == "packed" ? T - b * (T - 1) / B : (b * 7 + 1) % (T + 1));
-    if (form == "padded") return;
+    const bool packed = form == "packed", empty = form == "empty";
+    for (int b = 0; b < B; ++b) lengths.push_back(packed ? T - b * (T - 1) / B : empty ? 0 : (b * 7 + 1) % (T + 1));
+    if (!packed) return;
     count = 0;
     for (int t = 0; t < T; ++t) {
       offsets.push_back(count);
