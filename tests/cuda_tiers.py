@@ -36,11 +36,12 @@ def options_in_turn(batches: tuple[int, ...], steps: tuple[int, ...]) -> Iterato
         yield dict(zip(names, values, strict=True)), misaligned
 
 
-def make_case(product: str, kind: str, H: int, **options) -> Case:
+def make_case(product: str, kind: str, H: int, P: int | None = None, **options) -> Case:
+    """`P`: of a projected kind; 0.4 H without."""
     # tf32 has the mantissa of float16: its numbers are float16's, and so is the rule that it must obey.
     dtype = torch.float16 if product == "tf32" else cuda_layer.DTYPES[product]
     cell = kind.removesuffix("_projected")
-    proj = max(1, H * 2 // 5) if cell != kind else 0
+    proj = (P or max(1, H * 2 // 5)) if cell != kind else 0
     return Case(cell=cell, H=H, proj=proj, I=5, dtype=dtype, **options)
 
 

@@ -20,10 +20,14 @@ constexpr int group_largest_hidden(Product product) {
   return is_16_bit(product) ? 2048 : product == Product::kTf32 ? 1024 : 512;
 }
 
+// The largest P of a projection, which takes its part of the same registers and shared memory: backward of the largest
+// H and P takes 220 KiB (exact 226) of the 227 that a CTA of sm_90 can have.
+constexpr int group_largest_projection(Product product) { return group_largest_hidden(product) / 2; }
+
 // `exchange`: exchange_bytes, aligned to 16; what lies there does not matter. Launches as many groups at once as the
 // current device holds, the others after them. Returns an error, with nothing launched: cudaErrorInvalidConfiguration
-// where H exceeds group_largest_hidden or there is a projection, cudaErrorCooperativeLaunchTooLarge where not even one
-// group fits the device.
+// where H exceeds group_largest_hidden or the P of a projection group_largest_projection (then the resources mean
+// nothing), cudaErrorCooperativeLaunchTooLarge where not even one group fits the device.
 template <Product product>
 GroupResources group_forward_resources(const Shape& shape);
 template <Product product>
