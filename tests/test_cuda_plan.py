@@ -199,10 +199,15 @@ def test_every_plan_fits_its_device(plan, gpu, cell, backward):
                 assert chosen.ctas * chosen.units >= H
 
 
-def test_a_projection_stays_on_one_cta_or_takes_tier_step(plan):
+def test_a_projection(plan):
     assert plan("H200", "lstm", "bf16", 64, proj=32).tier == "cta"
-    assert plan("H200", "lstm", "bf16", 256, proj=32).tier == "step"
-    assert "no second product" in plan("H200", "lstm", "bf16", 256, proj=32, forced="cluster")
+    assert plan("H200", "lstm", "bf16", 256, proj=32)[:2] == ("cluster", 4)
+    assert plan("H200", "lstm", "f32", 256, proj=32)[:2] == ("cluster", 16)
+    assert plan("H200", "lstm", "bf16", 1024, proj=512).tier == "group"
+    assert "weight_hr exceeds" in plan("H200", "lstm", "tf32", 1024, proj=640, forced="group")
+    assert plan("H200", "lstm", "tf32", 1024, proj=640).tier == "step"
+    assert plan("A100", "lstm", "bf16", 1536, proj=320).tier == "group"
+    assert "more shared memory" in plan("A100", "lstm", "bf16", 1536, proj=320, backward=True, forced="group")
     assert "smaller than hidden_size" in plan("H200", "lstm", "bf16", 64, proj=64, forced="cta")
 
 

@@ -1,12 +1,12 @@
 // How the CTAs of a group tell each other values: a buffer in global memory in which the data is its own signal.
 //
-// A slot for every step holds one batch tile's operand of that step's product, of all units. All slots are filled with
-// 0xFF before the launch. An owner stores each word of a slot exactly once, and never as 0xFFFFFFFF; a reader loads a
-// word until it is something else. So a word that is not 0xFFFFFFFF is the value, whatever the order in which stores of
-// different words become visible: no flag, no fence, no reuse of a slot, and torn 16-byte loads do no harm. A step
-// costs one store that reaches L2 and one load from it; flags would add a fence and a second load. The price: a
-// workspace of steps * 8 columns * padded units (backward: times gates) per tile and direction, forward about as large
-// as output, that is filled at every call (8 MB at H 1024, T 512, 16 bits: some 3 us, an estimate).
+// A slot for every step (two with a projection) holds one batch tile's operand of a product, of all units. All are
+// filled with 0xFF before the launch. An owner stores each word of a slot exactly once, and never as 0xFFFFFFFF; a
+// reader loads a word until it is something else. So a word that is not 0xFFFFFFFF is the value, whatever the order in
+// which stores of different words become visible: no flag, no fence, no reuse of a slot, and torn 16-byte loads do no
+// harm. A step costs one store that reaches L2 and one load from it; flags would add a fence and a second load. The
+// price: a workspace of steps * 8 columns * padded units (backward: times gates) per tile and direction, forward about
+// as large as output, that is filled at every call (8 MB at H 1024, T 512, 16 bits: some 3 us, an estimate).
 //
 // 0xFFFFFFFF is a NaN or two. Stores turn it into another one, so NaNs pass through like numbers.
 // A wait is bounded (Spin): a member that never runs ends the launch with an error.

@@ -20,16 +20,22 @@ constexpr int group_largest_hidden(Product product) {
   return is_16_bit(product) ? 2048 : product == Product::kTf32 ? 1024 : 512;
 }
 
+// The largest P of a projection, which takes its part of the same registers and shared memory: backward of the largest
+// H and P takes 220 KiB (exact 226) of the 227 that a CTA of sm_90 can have.
+constexpr int group_largest_projection(Product product) { return group_largest_hidden(product) / 2; }
+
 // Why no kernel serves a shape; null: one does.
 inline const char* group_refuses(Product product, const Shape& shape) {
-  if (is_projected(shape)) return "it has no second product for a projection";
-  return shape.hidden_size > group_largest_hidden(product) ? "weight_hh exceeds what a group can hold" : nullptr;
+  if (shape.hidden_size > group_largest_hidden(product)) return "weight_hh exceeds what a group can hold";
+  if (!is_projected(shape)) return nullptr;
+  if (shape.cell != Cell::kLstm || shape.output_size <= 0)
+    return "only an LSTM has a projection, of at least one output";
+  return shape.output_size > group_largest_projection(product) ? "weight_hr exceeds what a group can hold" : nullptr;
 }
 
 // `exchange`: exchange_bytes, aligned to 16; what lies there does not matter. Launches as many groups at once as the
 // current device holds, the others after them. Returns an error, with nothing launched: cudaErrorInvalidConfiguration
-// where the shape is refused, cudaErrorCooperativeLaunchTooLarge where not even one
-// group fits the device.
+// where the shape is refused, cudaErrorCooperativeLaunchTooLarge where not even one group fits the device.
 template <Product product>
 GroupResources group_forward_resources(const Shape& shape);
 template <Product product>

@@ -5,13 +5,19 @@
 //             the a operand of mma in registers, what exceeds those in shared memory. Each warp has kHidden / kWarps
 //             units of every gate as its slice of the depth. A thread owns a cell as in forward: dh, dc and c stay in
 //             its registers (float).
+// Projection  dh is that of the projected h: the first P / 16 members own 16 of its P units each and have their columns
+//             of W_hh; the others receive no gate gradients and multiply zeros meanwhile. Every member has the rows of
+//             W_hr^T of its own units.
 // One step    cells: gate gradients | to the exchange and to memory | wait for this warp's slice of them | partial sums
 //             = W_hh^T dgates (mma) | to shared memory | barrier | dh: sum over warps in their order.
-//             The next step's saved values are loaded before the wait.
-// Exchange    See exchange.cuh. Slot s holds the gate gradients of step s: those planes that W_hh multiplies.
+//             With a projection, before that: dh to the exchange and to memory | wait for this warp's slice of it |
+//             partial sums = W_hr^T dh | barrier | the gradient of o tanh(c), with which cells begin.
+//             The next step's saved values are loaded before the wait for gate gradients.
+// Exchange    See exchange.cuh. Slot s holds the gate gradients of step s: those planes that W_hh multiplies. With a
+//             projection dh of step s lies behind them.
 // One barrier As in tier_group_fwd.cuh: two halves of partial sums.
-// Stored      grad_gates (planes as in csrc/common/cell.h): the gradients of weights, biases and x are products over
-//             all rows afterwards.
+// Stored      grad_gates (planes as in csrc/common/cell.h) and, projected, the gradient of the projected h: the
+//             gradients of weights, biases and x are products over all rows afterwards.
 // c and h'    belong to the step before in the direction's order: cx and hx at a sequence's first step. LSTM keeps c
 //             for one step.
 // Limits      The exchange is G times forward's. Sending partial dh instead (float, all units from all members) would
@@ -22,71 +28,107 @@
 
 namespace rnnfast::cuda {
 
-template <Product product, Cell cell, int kHidden, int kWarps>
+// kProjection: the padded P; 0 where there is no projection.
+template <Product product, Cell cell, int kHidden, int kProjection, int kWarps>
 struct GroupBackward {
   using Element = ElementOf<product>;
   using Maths = CellMath<ExactMath>;
+  static constexpr bool kProjected = kProjection > 0;
   static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
   static constexpr int kSavedPlanes = saved_planes(cell);
   static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
   static constexpr int kLargestHidden = kHidden;
+  static constexpr int kLargestOutput = kProjected ? kProjection : kHidden;
   static constexpr int kUnits = group_units(cell);
   static constexpr int kThreads = kWarps * kLanes;
   static constexpr int kTiles = kUnits / kTileRows;
-  static constexpr int kDepth = kHidden / kWarps;  // units of a warp's slice
+  // Units of a warp's slice: of gate gradients, and of the projected h's gradient.
+  static constexpr int kDepth = kHidden / kWarps, kProjectionDepth = kLargestOutput / kWarps;
+  static_assert(!kProjected || (cell == Cell::kLstm && kProjection <= kHidden));
 
   using Slots = Exchange<product, kGates, kHidden, kWarps>;
+  using Projected = Exchange<product, 1, kLargestOutput, kWarps>;
+  static constexpr int kStepBytes = Slots::kSlotBytes + (kProjected ? Projected::kSlotBytes : 0);
   // Exact products need more registers beside the weights, for more sums and the low parts of gate gradients. Weights
-  // that exceed the budget anyway leave some for what they need on their way from shared memory.
+  // that exceed the budget anyway leave some for what they need on their way from shared memory; so does a projection.
   static constexpr int kWords = kTiles * kGates * kDepth * int(sizeof(Element)) / kChunkBytes * 8;  // of a lane
-  static constexpr int kReserve = Arithmetic<product>::kParts == 2 ? 48 : kWords > kWeightBudget ? 16 : 0;
+  static constexpr int kSharedReserve = kProjected ? 24 : kWords > kWeightBudget ? 16 : 0;
+  static constexpr int kReserve = Arithmetic<product>::kParts == 2 ? 48 : kSharedReserve;
   using Recurrent = WeightTiles<product, kTiles, kGates * kDepth, kWarps, kWeightBudget - kReserve>;
+  static constexpr int kProjectionBudget = max_of(kWeightBudget - kReserve - Recurrent::kWords, 0);
+  using Projection = WeightTiles<product, 1, kProjectionDepth, kWarps, kProjectionBudget>;
   using Sums = PartialSums<kTiles, kWarps>;
+  using ProjectionSums = PartialSums<1, kWarps>;
   using Cells = CellPlaces<kUnits, kThreads>;
-  using Stage = ColumnStage<product, kDepth>;
+  // Two sets of weights in shared memory leave less for the stages: half of the depth at a time.
+  static constexpr int kStageDepth = kProjected ? kDepth / 2 : kDepth;
+  using Stage = ColumnStage<product, kStageDepth>;
+  static constexpr int kStageChunks = kStageDepth * int(sizeof(Element)) / kChunkBytes;
   // What the cell's derivative needs beside gates: LSTM c and GRU h of the step before, RNN h of the step itself.
   using State = std::conditional_t<cell == Cell::kLstm, float, Element>;
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or partial sums.
-  static constexpr int kSums = Recurrent::kSharedBytes;
+  static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
+  static constexpr int kSums = kProjectionWeights + (kProjected ? Projection::kSharedBytes : 0);
+  static constexpr int kProjectionSums = kSums + Sums::kHalfBytes;  // in place of the second half
+  static constexpr int kSumsBytes = Sums::kHalfBytes + (kProjected ? ProjectionSums::kHalfBytes : Sums::kHalfBytes);
   static constexpr int kStages = kWarps * Stage::kBytes;
-  static constexpr int kSharedBytes = kSums + max_of(Sums::kBytes, kStages);
+  static constexpr int kSharedBytes = kSums + max_of(kSumsBytes, kStages);
 };
 
-template <Product product, Cell cell, int kHidden, int kWarps>
-__global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kWarps>::kThreads, 1)
+template <Product product, Cell cell, int kHidden, int kProjection, int kWarps>
+__global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kProjection, kWarps>::kThreads, 1)
     group_backward(const __grid_constant__ BackwardLayer<ElementOf<product>> layer, unsigned char* exchange,
                    int first_group) {
-  using Plan = GroupBackward<product, cell, kHidden, kWarps>;
+  using Plan = GroupBackward<product, cell, kHidden, kProjection, kWarps>;
   using Element = typename Plan::Element;
   using Cells = typename Plan::Cells;
   using Slots = typename Plan::Slots;
+  using Projected = typename Plan::Projected;
+  constexpr bool kProjected = Plan::kProjected;
   constexpr int kOwn = Cells::kOwn;
   unsigned char* const shared = shared_memory();
   const Lane lane;
   const int group = first_group + int(blockIdx.y), direction = group % layer.directions, H = layer.hidden_size;
+  const int P = kProjected ? layer.output_size : H;
   const BatchTile tile(layer, group / layer.directions, direction);
   const int64_t first_row = int64_t(direction) * layer.rows;
   const int first_unit = int(blockIdx.x) * Plan::kUnits;
-  const int covered = round_up(H, Plan::kUnits);  // units that some member sends
-  unsigned char* const slots = exchange + int64_t(group) * layer.steps * Slots::kSlotBytes;
+  const bool has_outputs = !kProjected || first_unit < P;           // whether this member has units of h
+  const int covered = has_outputs ? round_up(H, Plan::kUnits) : 0;  // units whose gate gradients this member waits for
+  const int covered_projected = round_up(P, Plan::kUnits);          // units of the projected h that some member sends
+  unsigned char* const slots = exchange + int64_t(group) * layer.steps * Plan::kStepBytes;
 
+  const Weights<Element>& weights = layer.weights[direction];
   typename Plan::Recurrent recurrent;
+  typename Plan::Projection projection;
   recurrent.place(shared, lane);
+  using Stage = typename Plan::Stage;
+  unsigned char* const stage = shared + Plan::kSums + lane.warp * Stage::kBytes;
+  const auto read = [&](int chunk, uint4& first, uint4& second) { Stage::read(stage, lane, chunk, first, second); };
+  constexpr int kStages = Plan::kDepth / Plan::kStageDepth;  // of a plane
 #pragma unroll
-  for (int i = 0; i < Plan::kTiles * Plan::kGates; ++i) {
-    using Stage = typename Plan::Stage;
-    unsigned char* const stage = shared + Plan::kSums + lane.warp * Stage::kBytes;
-    const int block = i / Plan::kGates, plane = i % Plan::kGates;
-    const int u = first_unit + block * kTileRows, k = lane.warp * Plan::kDepth;
-    Stage::fill(stage, layer.weights[direction].weight_hh + (int64_t(plane) * H + k) * H + u, H,
-                min(H - k, Plan::kDepth), H - u);
-    recurrent.load(block, plane * Slots::kPlaneChunks, Slots::kPlaneChunks,
-                   [&](int chunk, uint4& first, uint4& second) { Stage::read(stage, lane, chunk, first, second); });
+  for (int i = 0; i < Plan::kTiles * Plan::kGates * kStages; ++i) {
+    const int block = i / kStages / Plan::kGates, plane = i / kStages % Plan::kGates, part = i % kStages;
+    const int u = first_unit + block * kTileRows, k = lane.warp * Plan::kDepth + part * Plan::kStageDepth;
+    Stage::fill(stage, weights.weight_hh + (int64_t(plane) * H + k) * P + u, P, min(H - k, Plan::kStageDepth), P - u);
+    recurrent.load(block, plane * Slots::kPlaneChunks + part * Plan::kStageChunks, Plan::kStageChunks, read);
+  }
+  if constexpr (kProjected) {
+    projection.place(shared + Plan::kProjectionWeights, lane);
+#pragma unroll
+    for (int from = 0; from < Plan::kProjectionDepth; from += Plan::kStageDepth) {
+      const int k = lane.warp * Plan::kProjectionDepth + from;
+      Stage::fill(stage, weights.weight_hr + int64_t(k) * H + first_unit, H,
+                  min(P - k, min(Plan::kProjectionDepth, Plan::kStageDepth)), H - first_unit);
+      projection.load(0, from / Plan::kStageDepth * Plan::kStageChunks,
+                      min_of(Plan::Projection::kChunks, Plan::kStageChunks), read);
+    }
   }
   block_sync();
 
   int unit[kOwn], column[kOwn], length[kOwn];
+  const auto is_output = [P](int u) { return !kProjected || u < P; };  // whether h has this unit
   // dh: gradient of the step's output that comes from the step after it, or from h_n. initial: cx or hx.
   float dh[kOwn], dc[kOwn], c[kOwn], initial[kOwn];
 #pragma unroll
@@ -95,11 +137,12 @@ __global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kWarps>:
     unit[i] = first_unit + Cells::unit(i), column[i] = Cells::column(i);
     length[i] = unit[i] < H ? tile.length(column[i]) : 0;  // units of the padding send zeros
     const bool known = unit[i] < H && tile.first + column[i] < tile.batch;
-    const int64_t at = (int64_t(direction) * tile.batch + tile.first + column[i]) * H + unit[i];
-    dh[i] = known && layer.grad_h_n ? to_float(layer.grad_h_n[at]) : 0.f;
-    dc[i] = known && layer.grad_c_n ? to_float(layer.grad_c_n[at]) : 0.f;
+    const int64_t b = int64_t(direction) * tile.batch + tile.first + column[i];
+    const int64_t at_h = b * P + unit[i], at_c = b * H + unit[i];
+    dh[i] = known && is_output(unit[i]) && layer.grad_h_n ? to_float(layer.grad_h_n[at_h]) : 0.f;
+    dc[i] = known && layer.grad_c_n ? to_float(layer.grad_c_n[at_c]) : 0.f;
     const Element* first_state = cell == Cell::kLstm ? layer.cx : layer.hx;
-    initial[i] = known && first_state ? to_float(first_state[at]) : 0.f;
+    initial[i] = known && first_state ? to_float(first_state[at_c]) : 0.f;
     const int t = tile.time(0, true);
     c[i] = cell == Cell::kLstm && t < length[i] ? layer.c[(first_row + tile.row(t) + column[i]) * H + unit[i]] : 0.f;
   }
@@ -116,7 +159,7 @@ __global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kWarps>:
     const int t = tile.time(step, true);
     const int64_t row = tile.row(t), previous_row = tile.row(tile.time(step + 1, true));
     const auto output = [&](const Element* rows, int64_t r, int i) {
-      return rows[((r + column[i]) * layer.directions + direction) * H + unit[i]];
+      return rows[((r + column[i]) * layer.directions + direction) * P + unit[i]];
     };
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
@@ -125,7 +168,7 @@ __global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kWarps>:
 #pragma unroll
         for (int m = 0; m < Plan::kSavedPlanes; ++m)
           coming_gate[i][m] = layer.gates[((first_row + row + column[i]) * Plan::kSavedPlanes + m) * H + unit[i]];
-        if (layer.grad_output) coming_grad[i] = output(layer.grad_output, row, i);
+        if (layer.grad_output && is_output(unit[i])) coming_grad[i] = output(layer.grad_output, row, i);
         if constexpr (cell == Cell::kRnn) coming_state[i] = output(layer.output, row, i);
       }
       if (cell != Cell::kRnn && has_previous(step, i)) {
@@ -141,13 +184,38 @@ __global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kWarps>:
   for (int step = 0; step < tile.steps; ++step) {
     const int t = tile.time(step, true);
     const int64_t row = first_row + tile.row(t);
-    unsigned char* const slot = slots + int64_t(step) * Slots::kSlotBytes;
+    unsigned char* const slot = slots + int64_t(step) * Plan::kStepBytes;
+    // Gradient of the i-th cell's output.
+    const auto grad_of_output = [&](int i, bool active) {
+      return dh[i] + (active && layer.grad_output ? to_float(coming_grad[i]) : 0.f);
+    };
+    if constexpr (kProjected) {
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        if (!Cells::exists(i) || !has_outputs) continue;
+        const bool active = t < length[i] && is_output(unit[i]);
+        const float grad = grad_of_output(i, active);
+        Projected::template store<Cells::kNeighbour>(slot + Slots::kSlotBytes, column[i], 0, unit[i],
+                                                     active ? grad : 0.f);
+        if (active) layer.grad_projected[(row + column[i]) * P + unit[i]] = from_float<Element>(grad);
+      }
+      typename Projected::Reader projected(slot + Slots::kSlotBytes, lane, covered_projected);
+      float sum[1][4];
+      projection.multiply(sum, projected);
+      Plan::ProjectionSums::store(shared + Plan::kProjectionSums, lane, sum);
+      block_sync();
+    }
+
     float carry[kOwn];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       if (!Cells::exists(i)) continue;
       const bool active = t < length[i];
-      const float hidden = dh[i] + (active && layer.grad_output ? to_float(coming_grad[i]) : 0.f);
+      float hidden;  // gradient of the cell's h, before the projection
+      if constexpr (kProjected)
+        hidden = Plan::ProjectionSums::load(shared + Plan::kProjectionSums, Cells::block(i), Cells::place(i));
+      else
+        hidden = grad_of_output(i, active);
       const float state = cell == Cell::kRnn || has_previous(step, i) ? to_float(coming_state[i]) : initial[i];
       float g[4], grad[4];
 #pragma unroll
@@ -176,7 +244,7 @@ __global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kWarps>:
 
     typename Slots::Reader gate_grads(slot, lane, covered);
     fetch(step + 1);
-    unsigned char* const half = shared + Plan::kSums + step % 2 * Plan::Sums::kHalfBytes;
+    unsigned char* const half = shared + Plan::kSums + (kProjected ? 0 : step % 2 * Plan::Sums::kHalfBytes);
     {
       float sum[Plan::kTiles][4];
       recurrent.multiply(sum, gate_grads);
@@ -194,14 +262,17 @@ __global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kWarps>:
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     if (!Cells::exists(i) || unit[i] >= H || tile.first + column[i] >= tile.batch) continue;
-    const int64_t at = (int64_t(direction) * tile.batch + tile.first + column[i]) * H + unit[i];
-    layer.grad_hx[at] = from_float<Element>(dh[i]);
-    if constexpr (cell == Cell::kLstm) layer.grad_cx[at] = from_float<Element>(dc[i]);
+    const int64_t b = int64_t(direction) * tile.batch + tile.first + column[i];
+    const int64_t at_h = b * P + unit[i], at_c = b * H + unit[i];
+    if (is_output(unit[i])) layer.grad_hx[at_h] = from_float<Element>(dh[i]);
+    if constexpr (cell == Cell::kLstm) layer.grad_cx[at_c] = from_float<Element>(dc[i]);
   }
   Lane of_group = lane;  // the members share the rows that no sequence has
   of_group.warp += int(blockIdx.x) * kWarps;
   const int64_t grads = int64_t(Plan::kGradPlanes) * H;
-  zero_tails(tile, layer.grad_gates + first_row * grads, grads, grads, of_group, int(gridDim.x) * kWarps);
+  const int warps = int(gridDim.x) * kWarps;
+  zero_tails(tile, layer.grad_gates + first_row * grads, grads, grads, of_group, warps);
+  if (kProjected) zero_tails(tile, layer.grad_projected + first_row * P, P, P, of_group, warps);
 }
 
 }  // namespace rnnfast::cuda

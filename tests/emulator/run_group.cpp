@@ -10,7 +10,7 @@
 namespace rnnfast::cuda {
 namespace {
 
-constexpr int kSmallHidden = 128, kSmallWarps = 2;
+constexpr int kSmallHidden = 128, kSmallProjection = 64, kSmallWarps = 2;
 
 bool is_small(const Shape& shape) { return shape.hidden_size <= kSmallHidden; }
 
@@ -19,12 +19,13 @@ std::vector<uint4> exchange_of(const GroupResources& resources) {
   return std::vector<uint4>(resources.exchange_bytes / sizeof(uint4));
 }
 
-// Calls use.template operator()<cell>() for the shape's cell.
+// Calls use.template operator()<cell, kProjection>() for the shape's cell.
 template <class Use>
 auto with_cell(const Shape& shape, Use use) {
-  if (shape.cell == Cell::kRnn) return use.template operator()<Cell::kRnn>();
-  if (shape.cell == Cell::kGru) return use.template operator()<Cell::kGru>();
-  return use.template operator()<Cell::kLstm>();
+  if (shape.cell == Cell::kRnn) return use.template operator()<Cell::kRnn, 0>();
+  if (shape.cell == Cell::kGru) return use.template operator()<Cell::kGru, 0>();
+  if (is_projected(shape)) return use.template operator()<Cell::kLstm, kSmallProjection>();
+  return use.template operator()<Cell::kLstm, 0>();
 }
 
 template <Product product>
@@ -32,9 +33,9 @@ cudaError_t forward(const Shape& shape, void* const* data) {
   const auto layer = forward_layer<product>(shape, data);
   if (!is_small(shape))
     return launch_group_forward<product>(layer, exchange_of(group_forward_resources<product>(shape)).data(), nullptr);
-  return with_cell(shape, [&]<Cell cell>() {
-    using Plan = GroupForward<product, cell, kSmallHidden, kSmallWarps>;
-    return launch_groups<Plan>(group_forward<product, cell, kSmallHidden, kSmallWarps>, layer,
+  return with_cell(shape, [&]<Cell cell, int kProjection>() {
+    using Plan = GroupForward<product, cell, kSmallHidden, kProjection, kSmallWarps>;
+    return launch_groups<Plan>(group_forward<product, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
                                exchange_of(group_resources<Plan>(shape)).data(), nullptr);
   });
 }
@@ -44,9 +45,9 @@ cudaError_t backward(const Shape& shape, void* const* data) {
   const auto layer = backward_layer<product>(shape, data);
   if (!is_small(shape))
     return launch_group_backward<product>(layer, exchange_of(group_backward_resources<product>(shape)).data(), nullptr);
-  return with_cell(shape, [&]<Cell cell>() {
-    using Plan = GroupBackward<product, cell, kSmallHidden, kSmallWarps>;
-    return launch_groups<Plan>(group_backward<product, cell, kSmallHidden, kSmallWarps>, layer,
+  return with_cell(shape, [&]<Cell cell, int kProjection>() {
+    using Plan = GroupBackward<product, cell, kSmallHidden, kProjection, kSmallWarps>;
+    return launch_groups<Plan>(group_backward<product, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
                                exchange_of(group_resources<Plan>(shape)).data(), nullptr);
   });
 }

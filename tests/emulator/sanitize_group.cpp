@@ -1,6 +1,6 @@
-// sanitize_group CELL H T B ROWS SEED MEMBERS: forward and backward of tier group once, in bfloat16 and in exact float,
-// on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds of it can run; it
-// computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed". MEMBERS: "all", or "forward" or
+// sanitize_group CELL H P T B ROWS SEED MEMBERS: forward and backward of tier group once, in bfloat16 and in exact
+// float, on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds of it can
+// run; it computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed". MEMBERS: "all", or "forward" or
 // "backward" for a launch of that pass in which the last CTA of every group never runs.
 #include <cstdio>
 #include <cstdlib>
@@ -13,8 +13,9 @@ namespace {
 using namespace rnnfast::cuda;
 using rnnfast::Cell;
 
-// One size serves all: fewer kernels to build. Two warps: TSan allows some 8000 threads.
-constexpr int kHidden = 64, kWarps = 2;
+// One size serves all: fewer kernels to build. Two warps: TSan allows some 8000 threads. With a projection H may be so
+// large that some members' units lie beyond the padded P.
+constexpr int kHidden = 64, kProjectedHidden = 128, kProjection = 64, kWarps = 2;
 
 // As launch_groups() does it, with `missing` members fewer.
 template <class Plan, class Layer>
@@ -28,34 +29,36 @@ void run_groups(void (*kernel)(Layer, unsigned char*, int), const Layer& layer, 
                reinterpret_cast<unsigned char*>(exchange.data()), 0));
 }
 
-template <Product product, Cell cell>
+template <Product product, Cell cell, int kH, int kP>
 void run(const Shape& shape, const Rows& rows, const std::string& members) {
   const Layers<product> layers(shape, rows);
   if (members != "backward")
-    run_groups<GroupForward<product, cell, kHidden, kWarps>>(group_forward<product, cell, kHidden, kWarps>,
-                                                             layers.forward, members == "forward");
-  run_groups<GroupBackward<product, cell, kHidden, kWarps>>(group_backward<product, cell, kHidden, kWarps>,
-                                                            layers.backward, members == "backward");
+    run_groups<GroupForward<product, cell, kH, kP, kWarps>>(group_forward<product, cell, kH, kP, kWarps>,
+                                                            layers.forward, members == "forward");
+  run_groups<GroupBackward<product, cell, kH, kP, kWarps>>(group_backward<product, cell, kH, kP, kWarps>,
+                                                           layers.backward, members == "backward");
 }
 
 template <Product product>
 void run_cell(const Shape& shape, const Rows& rows, const std::string& members) {
-  if (shape.cell == Cell::kRnn) return run<product, Cell::kRnn>(shape, rows, members);
-  if (shape.cell == Cell::kGru) return run<product, Cell::kGru>(shape, rows, members);
-  run<product, Cell::kLstm>(shape, rows, members);
+  if (shape.cell == Cell::kRnn) return run<product, Cell::kRnn, kHidden, 0>(shape, rows, members);
+  if (shape.cell == Cell::kGru) return run<product, Cell::kGru, kHidden, 0>(shape, rows, members);
+  if (is_projected(shape)) return run<product, Cell::kLstm, kProjectedHidden, kProjection>(shape, rows, members);
+  run<product, Cell::kLstm, kHidden, 0>(shape, rows, members);
 }
 
 }  // namespace
 
 int main(int count, char** words) {
-  if (count != 8) return 2;
-  const int cell = std::atoi(words[1]), H = std::atoi(words[2]), T = std::atoi(words[3]), B = std::atoi(words[4]);
-  rnnfast::emulator::configure({.seed = std::strtoull(words[6], nullptr, 10)});
-  const Shape shape{.cell = Cell(cell), .hidden_size = H, .output_size = H, .steps = T, .batch = B, .directions = 2};
+  if (count != 9) return 2;
+  const int cell = std::atoi(words[1]), H = std::atoi(words[2]), P = std::atoi(words[3]), T = std::atoi(words[4]);
+  const int B = std::atoi(words[5]);
+  rnnfast::emulator::configure({.seed = std::strtoull(words[7], nullptr, 10)});
+  const Shape shape{.cell = Cell(cell), .hidden_size = H, .output_size = P, .steps = T, .batch = B, .directions = 2};
   try {
-    const Rows rows(words[5], T, B);
-    run_cell<Product::kBfloat16>(shape, rows, words[7]);
-    run_cell<Product::kExact>(shape, rows, words[7]);
+    const Rows rows(words[6], T, B);
+    run_cell<Product::kBfloat16>(shape, rows, words[8]);
+    run_cell<Product::kExact>(shape, rows, words[8]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
