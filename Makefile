@@ -27,11 +27,11 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test emulator cuda bench gpu-check lint format test-asan test-triton-matrix abi-check aarch64-check clean
+.PHONY: help setup test emulator cuda cuda-estimate bench gpu-check lint format test-asan test-triton-matrix abi-check aarch64-check clean
 
 help:
 	@echo "make test | bench [BENCH=cpu|full|gpu-quick|gpu] | gpu-check | emulator | cuda | lint | format"
-	@echo "make test-asan | test-triton-matrix | abi-check | aarch64-check | clean"
+	@echo "make test-asan | cuda-estimate | test-triton-matrix | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
@@ -42,6 +42,10 @@ test: setup $(EMULATOR)
 # builds for one architecture, all take minutes.
 cuda: setup
 	RNNFAST_BUILD=1 RNNFAST_CUDA=1 $(PY) setup.py -q build_ext --inplace
+
+# Cycles per step of the CUDA kernels' time loops, estimated from their machine code. Needs nvcc, no GPU.
+cuda-estimate: $(PACKAGES)
+	$(RUN) tests/sass_cycles.py
 
 # The CUDA kernels and their host code for CPU tensors, where rnnfast.backend("emulator") and the tests find them.
 emulator: setup $(EMULATOR)

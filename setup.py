@@ -57,8 +57,8 @@ CPU_SOURCES = {
     "csrc/cpu/isa_avx512_bf16.cpp": ("x86_64", [*AVX512, "-mavx512bf16"]),
 }
 # Host code sees torch, kernels do not. Kernels: the architectures from which on their PTX differs. It is made once for
-# each of them, and machine code from it for every architecture in the list: the first half takes two thirds of the time,
-# and the machine code has the same registers as from PTX of its own.
+# each of them, which takes two thirds of the time for one architecture, and machine code from it for all in the list:
+# with as many registers as from PTX of the architecture's own (all kernels of inst_cta_bf16_*, sm_90a).
 CUDA_HOST_SOURCES = ["ops_cuda", "host", "forward", "backward"]
 CUDA_SOURCES = {
     "csrc/cuda/around.cu": (75,),
