@@ -62,10 +62,10 @@ def cuobjdump() -> str | None:
     return shutil.which("cuobjdump", path=os.pathsep.join([os.environ.get("PATH", ""), *brought]))
 
 
-def disassemble(cubin: Path) -> dict[str, list[Instruction]]:
-    """The instructions of every kernel, by its mangled name."""
-    command = [cuobjdump(), "-sass", str(cubin)]
-    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def disassemble(cubin: Path, kernel: str) -> list[Instruction]:
+    """The instructions of the kernel with this mangled name."""
+    command = [cuobjdump(), "-sass", "-fun", kernel, str(cubin)]
+    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)[kernel]
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:

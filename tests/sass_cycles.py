@@ -249,16 +249,17 @@ def rows(case: Case, backward: bool) -> list[list[str]]:
     """Of the table: forward for inference and for training, or backward."""
     source = cuda_resources.CSRC / "cuda" / f"inst_{case.tier}_{case.product}_{'bwd' if backward else 'fwd'}.cu"
     cubin = cuda_resources.machine_code(source, ARCH)
-    ((name, code),) = ((n, code) for n, code in sass.disassemble(cubin).items() if case.kernel(backward) in n)
     text = cubin.with_name(cubin.name.replace(f"-{ARCH}.cubin", ".ptx")).read_text()
-    threads = int(re.search(rf"\.entry {name}\(.*?\.(?:max|req)ntid (\d+)", text, re.DOTALL)[1])
+    entries = re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", text)
+    ((name, threads),) = (entry for entry in entries if case.kernel(backward) in entry[0])
+    code = sass.disassemble(cubin, name)
     plain = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
     (registers,) = (k.registers for k in cuda_resources.compile_kernels(source, ARCH) if k.kernel == plain)
     passes = [("backward", Fraction(1))] if backward else [("inference", case.output_share), ("training", Fraction(1))]
     found = []
     for what, share in passes if backward or case.cell != "rnn" else passes[1:]:
         try:
-            result = estimate(code, threads, share, EXCHANGES.get(case.tier))
+            result = estimate(code, int(threads), share, EXCHANGES.get(case.tier))
         except sass.NoLoop as error:
             raise sass.NoLoop(f"{case.tier} {case.cell} {case.product} H {case.H}, {what}: {error}") from error
         counts = [str(result.counts[column]) for column in COLUMNS]
