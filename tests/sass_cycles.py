@@ -20,8 +20,8 @@ import sass
 
 ARCH, CLOCK = "sm_90a", 1.98  # GHz: the H200's highest
 
-PUBLISHED = "as published microbenchmarks of Hopper have it, from memory"
-DOCUMENTED = "throughput per SM in the CUDA programming guide, compute capability 9.0"
+PUBLISHED = "published microbenchmarks of Hopper, from memory"
+DOCUMENTED = "throughput that the CUDA programming guide gives for 9.0, from memory"
 GUESS = "a guess"
 # Name -> (cycles, of what, where from).
 ASSUMED = {
@@ -251,13 +251,17 @@ def rows(case: Case, backward: bool) -> list[list[str]]:
     cubin = cuda_resources.machine_code(source, ARCH)
     text = cubin.with_name(cubin.name.replace(f"-{ARCH}.cubin", ".ptx")).read_text()
     entries = re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", text)
-    ((name, threads),) = (entry for entry in entries if case.kernel(backward) in entry[0])
+    entries = [entry for entry in entries if case.kernel(backward) in entry[0]]
+    assert len(entries) == 1, f"{source.name} has no kernel {case.kernel(backward)}, or several: {entries}"
+    ((name, threads),) = entries
     code = sass.disassemble(cubin, name)
     plain = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
     (registers,) = (k.registers for k in cuda_resources.compile_kernels(source, ARCH) if k.kernel == plain)
-    passes = [("backward", Fraction(1))] if backward else [("inference", case.output_share), ("training", Fraction(1))]
+    passes = [("inference", case.output_share), ("training", Fraction(1))]
+    if backward or case.cell == "rnn":  # an RNN saves nothing but its output
+        passes = [("backward" if backward else "forward", Fraction(1))]
     found = []
-    for what, share in passes if backward or case.cell != "rnn" else passes[1:]:
+    for what, share in passes:
         try:
             result = estimate(code, int(threads), share, EXCHANGES.get(case.tier))
         except sass.NoLoop as error:
@@ -275,7 +279,7 @@ def table() -> str:
         for backward in (False, True):
             lines += rows(case, backward)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
+    text = "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
     assumed = "\n".join(f"  {cycles:>5}  {what}: {source}" for cycles, what, source in ASSUMED.values())
     return (
         f"AN ESTIMATE, no measurement: cycles of one step of one batch tile on {ARCH}, and us at {CLOCK} GHz.\n"
