@@ -217,10 +217,10 @@ class Case:
     H: int  # of the kernel: what it pads to
 
     def kernel(self, backward: bool) -> str:
-        """What begins its mangled name."""
+        """A pattern of its mangled name: product, cell, H and then no projection."""
         product, cell = PRODUCTS.index(self.product), CELLS.index(self.cell)
         name = f"{self.tier}_{'backward' if backward else 'forward'}"
-        return f"{name}ILNS0_7ProductE{product}ELNS_4CellE{cell}ELi{self.H}E" + ("Lb0E" if self.tier == "cta" else "")
+        return rf"{name}ILNS0_7ProductE{product}ELNS_4CellE{cell}ELi{self.H}E(Lb0E)?(Li0E)?(Li8E)?E"
 
     @property
     def output_share(self) -> Fraction:
@@ -251,7 +251,7 @@ def rows(case: Case, backward: bool) -> list[list[str]]:
     cubin = cuda_resources.machine_code(source, ARCH)
     text = cubin.with_name(cubin.name.replace(f"-{ARCH}.cubin", ".ptx")).read_text()
     entries = re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", text)
-    entries = [entry for entry in entries if case.kernel(backward) in entry[0]]
+    entries = [entry for entry in entries if re.search(case.kernel(backward), entry[0])]
     assert len(entries) == 1, f"{source.name} has no kernel {case.kernel(backward)}, or several: {entries}"
     ((name, threads),) = entries
     code = sass.disassemble(cubin, name)
