@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
+WORKERS ?= 2
 ABI_TORCH ?= 2.15.0 2.14.1 2.11.0
 ABI_TESTS ?= tests/test_parity.py tests/test_ops.py tests/test_compile.py
 TRITON ?= 3.6.0 3.7.1 3.8.0 3.9.0
@@ -27,21 +28,28 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test emulator cuda bench gpu-check lint format test-asan test-triton-matrix abi-check aarch64-check clean
+.PHONY: help setup test emulator cuda cuda-estimate bench gpu-check lint format test-asan test-triton-matrix abi-check aarch64-check clean
 
 help:
 	@echo "make test | bench [BENCH=cpu|full|gpu-quick|gpu] | gpu-check | emulator | cuda | lint | format"
-	@echo "make test-asan | test-triton-matrix | abi-check | aarch64-check | clean"
+	@echo "make test-asan | cuda-estimate | test-triton-matrix | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
+# All tests run in WORKERS processes, a file in one of them, in the order of tests/conftest.py. Some of the tests, or all
+# with WORKERS=1, run in one and need no pytest-xdist.
+SPREAD = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 test: setup $(EMULATOR)
-	$(RUN) -m pytest $(TESTS)
+	$(RUN) -m pytest $(if $(filter tests,$(TESTS)),$(SPREAD)) $(TESTS)
 
 # The CUDA kernels, for a torch with CUDA and an nvcc of the same major version. Needs no GPU; TORCH_CUDA_ARCH_LIST=9.0a
 # builds for one architecture, all take minutes.
 cuda: setup
 	RNNFAST_BUILD=1 RNNFAST_CUDA=1 $(PY) setup.py -q build_ext --inplace
+
+# Cycles per step of the CUDA kernels' time loops, estimated from their machine code. Needs nvcc, no GPU.
+cuda-estimate: $(PACKAGES)
+	$(RUN) tests/sass_cycles.py
 
 # The CUDA kernels and their host code for CPU tensors, where rnnfast.backend("emulator") and the tests find them.
 emulator: setup $(EMULATOR)

@@ -56,24 +56,26 @@ CPU_SOURCES = {
     "csrc/cpu/isa_avx512.cpp": ("x86_64", AVX512),
     "csrc/cpu/isa_avx512_bf16.cpp": ("x86_64", [*AVX512, "-mavx512bf16"]),
 }
-# Host code sees torch, kernels do not. Kernels: the oldest architecture that has their instructions.
+# Host code sees torch, kernels do not. Kernels: the architectures from which on their PTX differs. It is made once for
+# each of them, which takes two thirds of the time for one architecture, and machine code from it for all in the list:
+# with as many registers as from PTX of the architecture's own (all kernels of inst_cta_bf16_*, sm_90).
 CUDA_HOST_SOURCES = ["ops_cuda", "host", "forward", "backward"]
 CUDA_SOURCES = {
-    "csrc/cuda/around.cu": 75,
-    "csrc/cuda/resident.cu": 80,
+    "csrc/cuda/around.cu": (75,),
+    "csrc/cuda/resident.cu": (80,),
     **{
-        f"csrc/cuda/inst_{tier}_{p}_{way}.cu": oldest
-        for tier, oldest in (("cta", 80), ("cluster", 90), ("group", 80))
+        f"csrc/cuda/inst_{tier}_{p}_{way}.cu": versions
+        for tier, versions in (("cta", (80,)), ("cluster", (90,)), ("group", (80,)))
         for p in ("exact", "f16", "bf16", "tf32")
         for way in ("fwd", "bwd")
     },
-    "csrc/cuda/inst_step_f32.cu": 75,
-    "csrc/cuda/inst_step_f16.cu": 75,
-    "csrc/cuda/inst_step_bf16.cu": 80,
-    "csrc/cuda/inst_step_tf32.cu": 80,
+    "csrc/cuda/inst_step_f32.cu": (75, 80),
+    "csrc/cuda/inst_step_f16.cu": (75, 80),
+    "csrc/cuda/inst_step_bf16.cu": (80,),
+    "csrc/cuda/inst_step_tf32.cu": (80,),
 }
 EMULATOR_RUNTIME = ["fiber", "schedule", "runtime", "memory", "warp"]
-ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0a;10.0a;12.0+PTX"
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # no "a": code of 10.0a does not run on 10.3
 
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FLAGS += ["-Wno-maybe-uninitialized"]  # gcc's own AVX-512 intrinsics set it off
@@ -154,21 +156,22 @@ def cuda_missing(torch: Torch | None, toolkit: Toolkit | None) -> str | None:
     return None
 
 
-def architecture_flags(listed: str, oldest: int) -> list[str]:
-    """nvcc's -gencode flags for a list like torch's, without what is older than `oldest`."""
+def architecture_flags(listed: str, versions: tuple[int, ...]) -> list[str]:
+    """nvcc's -gencode flags for a list like torch's, without what is older than all of a file's versions of PTX."""
     flags = []
     for name in re.split(r"[;,\s]+", listed.strip()):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
         if match is None:
             sys.exit(f"TORCH_CUDA_ARCH_LIST: expected entries like 8.0, 9.0a or 12.0+PTX, got {name!r}")
-        number = f"{match[1]}{match[2]}{match[3]}"
-        if int(match[1] + match[2]) < oldest:
+        number = match[1] + match[2]
+        version = max((v for v in versions if v <= int(number)), default=None)
+        if version is None:
             continue
-        flags += [f"-gencode=arch=compute_{number},code=sm_{number}"]
+        flags += [f"-gencode=arch=compute_{version},code=sm_{number}{match[3]}"]
         if match[4]:
-            flags += [f"-gencode=arch=compute_{number},code=compute_{number}"]
+            flags += [f"-gencode=arch=compute_{version},code=compute_{version}"]
     # A list of older devices only: the plan never chooses such a kernel there, but the linker wants it.
-    return flags or [f"-gencode=arch=compute_{oldest},code=sm_{oldest}"]
+    return flags or [f"-gencode=arch=compute_{versions[0]},code=sm_{versions[0]}"]
 
 
 class BuildLibrary(build_ext):
@@ -246,7 +249,7 @@ def cuda_commands(compiler: list[str]) -> tuple[dict[str, list[str]], list[str]]
     host = [*compiler, *host_flags(), "-DUSE_CUDA", "-isystem", f"{TOOLKIT.root}/include"]
     device = [TOOLKIT.nvcc, "-ccbin", compiler[0], *NVCC_FLAGS]
     commands = {f"csrc/cuda/{name}.cpp": host for name in CUDA_HOST_SOURCES}
-    commands |= {name: [*device, *architecture_flags(listed, oldest)] for name, oldest in CUDA_SOURCES.items()}
+    commands |= {name: [*device, *architecture_flags(listed, versions)] for name, versions in CUDA_SOURCES.items()}
     runtime = [f"-L{TOOLKIT.root}/lib64", "-lcudart_static", "-Wl,--exclude-libs,libcudart_static.a"]
     return commands, ["-ltorch_cpu", "-ltorch_cuda", *runtime, "-lpthread", "-ldl", "-lrt"]
 

@@ -14,6 +14,23 @@ import rnnfast
 # Both must give the same numbers as torch.nn on every case; "aten" is torch.nn.
 BACKENDS = ("cpu", "reference")
 
+# Files that take longest, most of it in compilers. They come first, so that workers (see the Makefile) end together.
+LONGEST = (
+    "test_cuda_cta",
+    "test_cuda_group",
+    "test_cuda_cluster",
+    "test_triton_compile",
+    "test_compile",
+    "test_emulator",
+    "test_cuda_step",
+    "test_triton_ops",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture(autouse=True)
 def _fixed_state():

@@ -1,19 +1,22 @@
-"""What ptxas says of kernels: registers, spills and static shared memory of every instantiation of a source file."""
+"""What nvcc makes of a source file of csrc/cuda: machine code, and what ptxas says of every kernel in it.
+
+As in the shipped library, PTX is made once and serves all architectures (CUDA_SOURCES in setup.py).
+"""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from emulator import build
 
 CSRC = Path(__file__).parent.parent / "csrc"
 BUILD = CSRC.parent / "build" / "ptxas"
 REGISTERS = 255  # that a thread can address
 REGISTER_FILE = 65536  # of an SM
-SHARED_BYTES = {"sm_80": 163 << 10, "sm_90a": 227 << 10, "sm_100a": 227 << 10}  # that a block can ask for
+SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}  # that a block can ask for
 
 
 @dataclass(frozen=True)
@@ -25,23 +28,18 @@ class Resources:
 
 
 def compile_kernels(source: Path, arch: str) -> list[Resources]:
-    """Compiles `source` for `arch` (such as "sm_90a"); the report is kept in build/ until something it read changes."""
-    options = ["-std=c++20", "-O3", f"-arch={arch}", "-Xptxas", "-v"]
-    digest = hashlib.sha256(" ".join(options).encode())
-    for file in (source, *sorted(CSRC.glob("c*/*.*h")), *sorted(CSRC.glob("c*/*.h"))):
-        digest.update(file.read_bytes())
-    report = BUILD / f"{source.stem}-{arch}-{digest.hexdigest()[:16]}.txt"
-    if not report.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-            cubin = Path(folder) / "kernels.cubin"
-            command = ["nvcc", "-cubin", *options, "-o", str(cubin), str(source)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, done.stderr
-            partial = Path(folder) / report.name
-            partial.write_text(done.stderr)
-            partial.rename(report)
-    return parse(report.read_text())
+    """The kernels of `source` for `arch` (such as "sm_90"), without a GPU."""
+    cubin = machine_code(source, arch)
+    return parse(cubin.with_name(f"{cubin.name}.log").read_text())
+
+
+def machine_code(source: Path, arch: str) -> Path:
+    """The cubin; it is kept in build/, with the report of ptxas, until something that it came from changes."""
+    options = ["-ptx", "-std=c++20", "-O3", f"-arch={'compute_90' if 'cluster' in source.stem else 'compute_80'}"]
+    inputs = [source, *CSRC.glob("common/*.h"), *CSRC.glob("cuda/*.*h")]
+    name = f"{source.stem}-{build.digest(inputs, options)}"
+    ptx = build.made(BUILD / f"{name}.ptx", ["nvcc", *options, str(source)])
+    return build.made(BUILD / f"{name}-{arch}.cubin", ["nvcc", "-cubin", f"-arch={arch}", "-Xptxas", "-v", str(ptx)])
 
 
 def parse(report: str) -> list[Resources]:

@@ -457,7 +457,7 @@ def test_the_portable_fiber_switch():
 
 # --- nvcc
 
-ARCHITECTURES = ("75", "80", "90a", "100a", "120")
+ARCHITECTURES = ("75", "80", "90", "100", "120")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is missing")
 
 

@@ -417,6 +417,13 @@ __host__ __device__ __forceinline__ float tanh_approximate(float x) {
 #endif
 }
 
+// --- The same value, in a register: what is cheap to compute the compiler would compute again at every use in a loop
+
+RNNFAST_DEVICE int keep(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // --- Bounded waiting
 
 // Ends the kernel with an error (cudaErrorLaunchFailure or its like), which every later call of the process into CUDA

@@ -140,14 +140,17 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
     }
 
   const int outputs = layer.directions * P;
-  const typename Plan::Gates gate_stream(layer.gates + first_row * Plan::kSavedPlanes * H, Plan::kSavedPlanes * H, H);
-  const typename Plan::States state_stream = [&] {
+  typename Plan::Gates gate_stream(layer.gates + first_row * Plan::kSavedPlanes * H, Plan::kSavedPlanes * H, H);
+  typename Plan::States state_stream = [&] {
     if constexpr (cell == Cell::kLstm)
       return typename Plan::States(layer.c + first_row * H, H, H);
     else
       return typename Plan::States(layer.output + direction * P, outputs, P);
   }();
-  const typename Plan::Outputs output_stream(layer.grad_output + direction * P, outputs, P);
+  typename Plan::Outputs output_stream(layer.grad_output + direction * P, outputs, P);
+  gate_stream.piece = keep(gate_stream.piece);  // not found anew, from three addresses, at every step
+  state_stream.piece = keep(state_stream.piece);
+  output_stream.piece = keep(output_stream.piece);
   const int gate_length = tile.length(Plan::Gates::column()), state_length = tile.length(Plan::States::column());
   const int output_length = tile.length(Plan::Outputs::column());
   const auto stage_of = [&](int step) { return shared + Plan::kRing + step % kStages * Plan::kStageBytes; };
@@ -170,12 +173,16 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
   copy_wait<kStages - 1>();
   block_sync();
 
-  const bool grads_aligned = pairs_aligned(layer.grad_gates, H),
-             projected_aligned = pairs_aligned(layer.grad_projected, P);
+  // Where the lane's pairs go in row 0 of the tile, and whether as words: see tier_cta_fwd.cuh.
+  const int grads = Plan::kGradPlanes * H;
+  Element* const grads_0 = layer.grad_gates + (first_row + column) * grads + unit(0);
+  const bool grads_aligned = keep(pairs_aligned(layer.grad_gates, H)),
+             projected_aligned = keep(pairs_aligned(layer.grad_projected, P));
   const int grads_offset = GateGrads::lane_offset(lane);
   for (int step = 0; step < tile.steps; ++step) {
     const int t = tile.time(step, true), previous = tile.time(step + 1, true);
-    const int64_t row = first_row + tile.row(t) + column;
+    const int64_t row = tile.row(t);
+    Element* const to_grads = grads_0 + row * grads;
     const unsigned char* stage = stage_of(step);
     const bool active[2] = {t < lengths[0], t < lengths[1]};
     const bool has_previous[2] = {step + 1 < tile.steps && previous < lengths[0],
@@ -196,8 +203,8 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
         Plan::ProjectedGrads::store_pair(projected, Plan::ProjectedGrads::offset(column + j, unit(0)), hidden[0][j],
                                          hidden[0][2 + j]);
         if (active[j])
-          store_pairs<1>(layer.grad_projected + (row + j) * P + unit(0), 0, P - unit(0), projected_aligned,
-                         column_of(hidden[0], j));
+          store_pairs<1>(layer.grad_projected + (first_row + row + column + j) * P + unit(0), 0, P - unit(0),
+                         projected_aligned, column_of(hidden[0], j));
       }
       block_sync();
       projection.multiply(hidden, projected, Plan::ProjectedGrads::lane_offset(lane));
@@ -244,9 +251,9 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
         for (int m = 0; m < Plan::kGates; ++m)
           GateGrads::store_pair(operand, GateGrads::offset(column + j, u, m * Plan::kPlaneChunks), grad[0][kFirst + m],
                                 grad[1][kFirst + m]);
-        if (active[j])
-          store_pairs<Plan::kGradPlanes>(layer.grad_gates + (row + j) * Plan::kGradPlanes * H + u, H, H - u,
-                                         grads_aligned, [&](int m, int half) { return grad[half][m]; });
+        if (active[j] && u < H)
+          store_pairs<Plan::kGradPlanes>(to_grads + j * grads + block * kTileRows, H, H - u, grads_aligned,
+                                         [&](int m, int half) { return grad[half][m]; });
       }
     copy_wait<kStages - 2>();  // the next step's stage
     block_sync();
@@ -275,7 +282,6 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
       if constexpr (cell == Cell::kLstm)
         store_pairs<1>(layer.grad_cx + b * H + u, 0, H - u, false, column_of(dc[block], j));
     }
-  const int64_t grads = int64_t(Plan::kGradPlanes) * H;
   zero_tails(tile, layer.grad_gates + first_row * grads, grads, grads, lane, Plan::kWarps);
   if (kProjected) zero_tails(tile, layer.grad_projected + first_row * P, P, P, lane, Plan::kWarps);
 }

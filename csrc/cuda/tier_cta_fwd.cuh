@@ -125,8 +125,15 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
   copy_wait<kStages - 2>();
   block_sync();
 
-  const bool output_aligned = pairs_aligned(layer.output, P);
-  const bool saved_aligned = pairs_aligned(layer.gates, H) && pairs_aligned(layer.c, H);
+  // Where the lane's pairs go in row 0 of the tile, and whether as words: known before the loop, or the compiler, short
+  // of registers, makes all of it again at every store of every step.
+  const int outputs = layer.directions * P, saved = 4 * H;
+  const bool saves = cell != Cell::kRnn && layer.gates != nullptr;
+  Element* const output_0 = layer.output + int64_t(column) * outputs + direction * P + unit(0);
+  Element* const gates_0 = saves ? layer.gates + (first_row + column) * saved + unit(0) : nullptr;
+  float* const c_0 = saves && cell == Cell::kLstm ? layer.c + (first_row + column) * H + unit(0) : nullptr;
+  const bool aligned =
+      keep(pairs_aligned(layer.output, P) && pairs_aligned(layer.gates, H) && pairs_aligned(layer.c, H));
   const int state_offset = State::lane_offset(lane);
   for (int step = 0; step < tile.steps; ++step) {
     const int t = tile.time(step);
@@ -134,7 +141,7 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
     float sum[kGates * kBlocks][4];
     recurrent.multiply(sum, shared + Plan::kStates + step % 2 * State::kBytes, state_offset);
     // In the shadow of the products, which are under way now.
-    const int64_t row = tile.row(t) + column;
+    const int64_t row = tile.row(t);
     fetch(step + kStages - 1, tile.row(tile.time(step + kStages - 1)));
 
     // gate[m] is the activated gate m, and for GRU gate[3] is W_hn h + b_hn
@@ -185,21 +192,33 @@ __global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>
         State::store_pair(shared + Plan::kStates + (step + 1) % 2 * State::kBytes,
                           State::offset(column + j, unit(block)), h[block][j], h[block][2 + j]);
       }
+    const auto store = [&](bool words) {  // one branch for all stores of a step, not one for each
+      Element* const to_output = output_0 + row * outputs;
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block)
+      for (int block = 0; block < kBlocks; ++block)
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        if (!active[j]) continue;
-        const int u = unit(block);
-        Element* output = layer.output + ((row + j) * layer.directions + direction) * P + u;
-        store_pairs<1>(output, 0, P - u, output_aligned, column_of(h[block], j));
-        if (cell == Cell::kRnn || layer.gates == nullptr) continue;
-        const int64_t saved_row = first_row + row + j;
-        store_pairs<4>(layer.gates + saved_row * 4 * H + u, H, H - u, saved_aligned,
-                       [&](int m, int half) { return gate[block][2 * half + j][m]; });
-        if constexpr (cell == Cell::kLstm)
-          store_pairs<1>(layer.c + saved_row * H + u, 0, H - u, saved_aligned, column_of(c[block], j));
-      }
+        for (int j = 0; j < 2; ++j)
+          if (active[j])
+            store_pairs<1>(to_output + j * outputs + block * kTileRows, 0, P - unit(block), words,
+                           column_of(h[block], j));
+      if (!saves) return;
+      Element* const to_gates = gates_0 + row * saved;
+      float* const to_c = cell == Cell::kLstm ? c_0 + row * H : nullptr;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (active[j] && unit(block) < H) {
+            store_pairs<4>(to_gates + j * saved + block * kTileRows, H, H - unit(block), words,
+                           [&](int m, int half) { return gate[block][2 * half + j][m]; });
+            if constexpr (cell == Cell::kLstm)
+              store_pairs<1>(to_c + j * H + block * kTileRows, 0, H - unit(block), words, column_of(c[block], j));
+          }
+    };
+    if (aligned)
+      store(true);
+    else
+      store(false);
     copy_wait<kStages - 2>();  // the next step's stage
     block_sync();
   }

@@ -6,6 +6,7 @@ again only if that changes.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -32,34 +33,38 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    if result.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-
-
-def _digest(files: list[Path], words: list[str]) -> str:
-    digest = hashlib.sha256("\0".join([compiler(), *words]).encode())
+def digest(files: list[Path], words: list[str]) -> str:
+    """Of the files' names and contents, and of the command's words."""
+    found = hashlib.sha256("\0".join([compiler(), *words]).encode())
     for file in sorted(files):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+        found.update(file.name.encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:16]
 
 
-def _made(target: Path, command: list[str]) -> Path:
-    """`target`, by `command` if it is not there; complete or absent even when two processes build at once."""
-    if not target.exists():
-        BUILD.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-            partial = Path(folder) / target.name
-            _run([*command, "-o", str(partial)])
-            partial.rename(target)
+def made(target: Path, command: list[str]) -> Path:
+    """`target`, by `command` if it is not there, what that says in a .log file beside it.
+
+    Complete or absent, and made once even when two processes ask for it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.with_name(f"{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                partial = Path(folder) / target.name
+                command = [*command, "-o", str(partial)]
+                result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+                if result.returncode:
+                    raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+                target.with_name(f"{target.name}.log").write_text(result.stderr)
+                partial.rename(target)
     return target
 
 
 def _object(source: Path, flags: list[str], inputs: list[Path]) -> Path:
     # Relative names inside the flags would not show a moved repository, so the flags count as they are.
-    target = BUILD / f"{source.stem}-{_digest(inputs, flags)}.o"
-    return _made(target, [compiler(), "-x", "c++", *flags, "-c", str(source)])
+    target = BUILD / f"{source.stem}-{digest(inputs, flags)}.o"
+    return made(target, [compiler(), "-x", "c++", *flags, "-c", str(source)])
 
 
 def build(sources: list[Path], sanitizer: str | None = None, shared: bool = False, flags: tuple[str, ...] = ()) -> Path:
@@ -74,8 +79,8 @@ def build(sources: list[Path], sanitizer: str | None = None, shared: bool = Fals
     kernel_flags = [*FLAGS, *KERNEL_FLAGS, "-O1", *sanitize, *flags]
     objects += [_object(file, kernel_flags, [file, *headers]) for file in sources]
     link = [*sanitize, *(["-shared"] if shared else [])]
-    name = f"{sources[0].stem}-{_digest(objects, link)}{'.so' if shared else ''}"
-    return _made(BUILD / name, [compiler(), *link, *map(str, objects)])
+    name = f"{sources[0].stem}-{digest(objects, link)}{'.so' if shared else ''}"
+    return made(BUILD / name, [compiler(), *link, *map(str, objects)])
 
 
 def run(program: Path, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess:

@@ -212,6 +212,8 @@ inline float tanh_approximate(float x) {
 
 [[noreturn]] inline void trap() { emulator::fail("trap()"); }
 
+inline int keep(int value) { return value; }
+
 class Spin {
  public:
   bool exhausted() { return !emulator::poll(); }
