@@ -42,7 +42,7 @@ SPREAD = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-load
 test: setup $(EMULATOR)
 	$(RUN) -m pytest $(if $(filter tests,$(TESTS)),$(SPREAD)) $(TESTS)
 
-# The CUDA kernels, for a torch with CUDA and an nvcc of the same major version. Needs no GPU; TORCH_CUDA_ARCH_LIST=9.0a
+# The CUDA kernels, for a torch with CUDA and an nvcc of the same major version. Needs no GPU; TORCH_CUDA_ARCH_LIST=9.0
 # builds for one architecture, all take minutes.
 cuda: setup
 	RNNFAST_BUILD=1 RNNFAST_CUDA=1 $(PY) setup.py -q build_ext --inplace

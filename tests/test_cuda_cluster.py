@@ -123,7 +123,7 @@ def test_fits(kernels, product, backward):
 def test_sanitized(sanitizer, shape):
     """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
     program = emulator_build.build([EMULATOR / "sanitize_cluster.cpp"], sanitizer=sanitizer)
-    for rows, seed in (("dense", 1), ("padded", 2), ("packed", 3)):
+    for rows, seed in (("dense", 1), ("padded", 2), ("packed", 3), ("empty", 4)):
         result = emulator_build.run(program, *shape, 3, 3, rows, seed)
         assert result.returncode == 0 and not result.stderr, result.stderr
 

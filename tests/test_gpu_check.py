@@ -42,6 +42,28 @@ def test_every_test_is_kept_as_it_ends(gpu_check, tmp_path):
     assert absent["outcome"] == "skipped" and "no CUDA device" in absent["failure"]
 
 
+def test_a_worker_with_a_broken_context_is_replaced(gpu_check, tmp_path):
+    """After a trap or a wrong access every call of the process fails; the tests that are left want another."""
+    pytest.importorskip("xdist")
+    (tmp_path / "test_program.py").write_text(
+        "import pytest, torch\n"
+        "broken = []\n"
+        "def synchronize():\n"
+        "    if broken: raise RuntimeError('CUDA error: unspecified launch failure')\n"
+        "torch.cuda.is_available, torch.cuda.synchronize = lambda: True, synchronize\n"
+        "def test_trap(): broken.append(1); torch.cuda.synchronize()\n"
+        "@pytest.mark.parametrize('i', range(3))\n"
+        "def test_others(i): torch.cuda.synchronize()\n"
+    )
+    cases = tmp_path / "cases.jsonl"
+    command = [sys.executable, "-m", "pytest", "-p", "gpu_check", "-n1", "test_program.py", "-c", os.devnull]
+    environment = os.environ | {gpu_check.CASES: str(cases), "PYTHONPATH": str(TOOLS)}
+    subprocess.run(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, timeout=60)
+    outcomes = [(case["case"], case["outcome"]) for case in map(json.loads, cases.read_text().splitlines())]
+    assert ("test_trap", "failed") in outcomes
+    assert {case for case, outcome in outcomes if outcome == "passed"} == {f"test_others[{i}]" for i in range(3)}
+
+
 def test_a_command_that_hangs_is_stopped_with_all_its_children(gpu_check, tmp_path, monkeypatch):
     monkeypatch.setitem(gpu_check.LIMITS, "build", 0.5)
     begin = time.monotonic()
@@ -65,6 +87,18 @@ def test_the_build_is_for_the_gpu_that_is_here(gpu_check, tmp_path, monkeypatch)
     assert gpu_check.architecture() == {}
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a")
     assert gpu_check.architecture() == {}
+
+
+def test_kernels_that_do_not_compile_are_a_failure_where_there_is_nvcc(gpu_check, monkeypatch):
+    for there, expected in (
+        (None, {"RNNFAST_CUDA": "1"}),
+        ("/usr/local/cuda/bin", {"RNNFAST_CUDA": "1", "CUDA_HOME": "/usr/local/cuda"}),
+        ("/elsewhere", {}),
+    ):
+        monkeypatch.setattr(
+            gpu_check.shutil, "which", lambda name, path=None, there=there: name if path == there else None
+        )
+        assert gpu_check.cuda_wanted() == expected
 
 
 def test_what_the_sanitizer_says(gpu_check):

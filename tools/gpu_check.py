@@ -3,7 +3,7 @@
 Every stage has a time limit, all together 8 minutes. OUT gets few files: setup.log, tests.log, one log per tool and
 summary.json, written after each stage. Until the tests have ended cases.jsonl has those that have, so that a killed run
 leaves what it knows. Ends with 0 only if every stage is good.
-pytest loads this file too, as the plugin that writes cases.jsonl.
+pytest loads this file too, as the plugin that writes cases.jsonl and ends workers whose GPU context is broken.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = "RNNFAST_GPU_CASES"  # the file that the plugin appends to
@@ -62,6 +64,18 @@ def pytest_runtest_logreport(report) -> None:
         case["failure"] = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
     with open(path, "a") as file:
         file.write(json.dumps(case) + "\n")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish() -> None:
+    """Ends a worker whose GPU context is broken, so that pytest-xdist starts another for the tests that are left."""
+    import torch
+
+    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(1)
 
 
 def start(command: list[str], log: Path, **environment: str) -> subprocess.Popen:
@@ -164,6 +178,14 @@ def architecture() -> dict[str, str]:
     return {"TORCH_CUDA_ARCH_LIST": ";".join(found)} if found else {}
 
 
+def cuda_wanted() -> dict[str, str]:
+    """For the build: where there is an nvcc, kernels that do not compile are a failure, not a notice."""
+    if shutil.which("nvcc"):
+        return {"RNNFAST_CUDA": "1"}
+    usual = "/usr/local/cuda"
+    return {"RNNFAST_CUDA": "1", "CUDA_HOME": usual} if shutil.which("nvcc", path=f"{usual}/bin") else {}
+
+
 def device_and_versions() -> dict[str, object]:
     import torch
 
@@ -190,8 +212,8 @@ def main() -> int:
         summary["stages"] = [asdict(stage) for stage in stages]
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    keep(simple("build", build, out, RNNFAST_BUILD="1", **architecture()))
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "-j2"]  # both libraries at a time
+    keep(simple("build", build, out, RNNFAST_BUILD="1", **cuda_wanted(), **architecture()))
     keep(simple("environment", [sys.executable, "-m", "rnnfast.env_report"], out))
     try:
         summary |= device_and_versions()
