@@ -4,10 +4,13 @@
 constexpr int64_t kChunkBytes = 256 * 1024;
 constexpr int64_t kChunkTiles = 4;
 
-// Up to this many rows in all the weights are read in place: packing them costs as much as reading them for 4 to 6
-// rows; more where they exceed L2 and packing waits for memory (measured on Zen 4, H 64 to 512).
-constexpr int64_t kInPlaceRows = 4, kInPlaceRowsLarge = 8;
-constexpr int64_t kLargeWeights = 1 << 20;  // bytes
+// Up to this many rows in all (B 1: steps) the weights, of so many bytes, are read in place: packing them costs more
+// than multiplying rows by vectors of k takes longer, the more the farther from the core they lie (Zen 4, H 64 to 1024,
+// 4 to 32 rows). Tiles of 4 rows by 4 units spill where there are 16 registers: 16 rows lose there.
+inline int64_t in_place_rows(int64_t weight_bytes) {
+  if (weight_bytes > 4 << 20) return kAccumulators == 24 ? 16 : 8;
+  return weight_bytes > 256 << 10 ? 8 : 4;
+}
 
 // Where both weights fit in L2 together, a tile multiplies x and h one after the other and W_ih x never goes through
 // memory (LSTM and RNN; GRU's n keeps them apart). From 3 rows on: with fewer, many rows of x at once make better
@@ -52,7 +55,7 @@ ForwardPlan make_plan(const ForwardCall<E, C>& call) {
                       (!shape.proj_size || weights.hr.column_stride == 1);
   }
   const int64_t bytes = input_bytes + hidden_bytes;
-  const bool in_place = rows_contiguous && schedule.total <= (bytes > kLargeWeights ? kInPlaceRowsLarge : kInPlaceRows);
+  const bool in_place = rows_contiguous && schedule.total <= in_place_rows(bytes);
   if (in_place)
     plan.input = InputProduct::kInPlace;
   else if (shape.cell != Cell::kGru && bytes <= kAtStepBytes && schedule.batch / plan.grid.slices >= kAtStepRows)
