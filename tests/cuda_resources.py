@@ -5,6 +5,7 @@ As in the shipped library, PTX is made once and serves all architectures (CUDA_S
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from dataclasses import dataclass
@@ -17,6 +18,17 @@ BUILD = CSRC.parent / "build" / "ptxas"
 REGISTERS = 255  # that a thread can address
 REGISTER_FILE = 65536  # of an SM
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}  # that a block can ask for
+
+
+def versions_of_ptx() -> dict[str, tuple[int, ...]]:
+    """CUDA_SOURCES of setup.py, which cannot be imported without running it."""
+    for statement in ast.parse((CSRC.parent / "setup.py").read_text()).body:
+        if isinstance(statement, ast.Assign) and statement.targets[0].id == "CUDA_SOURCES":
+            return eval(compile(ast.Expression(statement.value), "setup.py", "eval"))
+    raise LookupError("setup.py has no CUDA_SOURCES")
+
+
+VERSIONS = versions_of_ptx()
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,8 @@ def compile_kernels(source: Path, arch: str) -> list[Resources]:
 
 def machine_code(source: Path, arch: str) -> Path:
     """The cubin; it is kept in build/, with the report of ptxas, until something that it came from changes."""
-    options = ["-ptx", "-std=c++20", "-O3", f"-arch={'compute_90' if 'cluster' in source.stem else 'compute_80'}"]
+    version = max(v for v in VERSIONS[f"csrc/cuda/{source.name}"] if v <= int(arch.removeprefix("sm_")))
+    options = ["-ptx", "-std=c++20", "-O3", f"-arch=compute_{version}"]
     inputs = [source, *CSRC.glob("common/*.h"), *CSRC.glob("cuda/*.*h")]
     name = f"{source.stem}-{build.digest(inputs, options)}"
     ptx = build.made(BUILD / f"{name}.ptx", ["nvcc", *options, str(source)])

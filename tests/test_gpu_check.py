@@ -14,6 +14,11 @@ import pytest
 TOOLS = Path(__file__).parent.parent / "tools"
 
 
+def outside_of_workers() -> dict[str, str]:
+    """The environment without what pytest-xdist tells its workers: this test may run in one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+
+
 @pytest.fixture
 def gpu_check(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
@@ -34,7 +39,7 @@ def test_every_test_is_kept_as_it_ends(gpu_check, tmp_path):
     )
     cases = tmp_path / "cases.jsonl"
     command = [sys.executable, "-m", "pytest", "-p", "gpu_check", str(program), "-c", os.devnull]
-    environment = os.environ | {gpu_check.CASES: str(cases), "PYTHONPATH": str(TOOLS)}
+    environment = outside_of_workers() | {gpu_check.CASES: str(cases), "PYTHONPATH": str(TOOLS)}
     subprocess.run(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, timeout=60)
     good, bad, absent = map(json.loads, cases.read_text().splitlines())
     assert (good["case"], good["outcome"], good["kinds"]) == ("test_good", "passed", "whole")
@@ -57,7 +62,7 @@ def test_a_worker_with_a_broken_context_is_replaced(gpu_check, tmp_path):
     )
     cases = tmp_path / "cases.jsonl"
     command = [sys.executable, "-m", "pytest", "-p", "gpu_check", "-n1", "test_program.py", "-c", os.devnull]
-    environment = os.environ | {gpu_check.CASES: str(cases), "PYTHONPATH": str(TOOLS)}
+    environment = outside_of_workers() | {gpu_check.CASES: str(cases), "PYTHONPATH": str(TOOLS)}
     subprocess.run(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, timeout=60)
     outcomes = [(case["case"], case["outcome"]) for case in map(json.loads, cases.read_text().splitlines())]
     assert ("test_trap", "failed") in outcomes

@@ -36,11 +36,12 @@ struct BatchTile {
     if (first + column >= batch) return 0;
     return lengths ? lengths[first + column] : steps_in_all;
   }
-  // The time of a step. Backward walks against the direction. Where no sequence has a step, step 0 still is at time 0,
-  // which is before no length.
+  // The time of a step. Backward walks against the direction.
   RNNFAST_DEVICE int time(int step, bool against = false) const {
-    return (direction == 1) != against ? max(steps, 1) - 1 - step : step;
+    return (direction == 1) != against ? steps - 1 - step : step;
   }
+  // The time of step 0; 0 where no sequence has a step, which is before no length. (In time() it costs registers.)
+  RNNFAST_DEVICE int first_time(bool against) const { return max(time(0, against), 0); }
   // The row of the tile's first sequence. Times outside of the loop count as its ends: nobody uses those rows.
   RNNFAST_DEVICE int64_t row(int t) const {
     t = min(max(t, 0), steps - 1);
@@ -163,22 +164,15 @@ RNNFAST_DEVICE void zero_shared(unsigned char* to, int bytes, int threads) {
 }
 
 // Zeros to the rows beyond each sequence's length, where those exist (padded input): [N, row_size], `size` elements
-// from `rows` on. A warp fills a row, in pieces of 16 bytes where all rows are aligned so.
+// from `rows` on. A warp fills a row.
 template <class Element>
 RNNFAST_DEVICE void zero_tails(const BatchTile& tile, Element* rows, int64_t row_size, int64_t size, Lane lane,
                                int warps) {
   if (rows == nullptr || tile.lengths == nullptr || tile.offsets != nullptr) return;
-  constexpr int64_t kSize = sizeof(Element);
-  const bool wide = piece_bytes(rows, (row_size | size) * kSize) == kPieceBytes;
-  const int number = int(threadIdx.x) % kLanes;
   for (int column = 0; column < kColumns && tile.first + column < tile.batch; ++column)
     for (int t = tile.length(column) + lane.warp; t < tile.steps_in_all; t += warps) {
-      Element* const row = rows + (int64_t(t) * tile.batch + tile.first + column) * row_size;
-      if (wide)
-        for (int64_t i = number; i < size * kSize / kPieceBytes; i += kLanes)
-          reinterpret_cast<uint4*>(row)[i] = uint4{0, 0, 0, 0};
-      else
-        for (int64_t i = number; i < size; i += kLanes) row[i] = from_float<Element>(0.f);
+      Element* row = rows + (int64_t(t) * tile.batch + tile.first + column) * row_size;
+      for (int64_t i = int(threadIdx.x) % kLanes; i < size; i += kLanes) row[i] = from_float<Element>(0.f);
     }
 }
 

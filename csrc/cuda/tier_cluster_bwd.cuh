@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden, kProje
                           known && initial ? load_pair(initial + b * H, u, H) : zero);
     }
     float2 last_c = zero;
-    const int t = tile.time(0, true);
+    const int t = tile.first_time(true);
     if (cell == Cell::kLstm && item_exists(i) && t < length)
       last_c = load_pair(layer.c + (first_row + tile.row(t) + column) * H, u, H);
     c[i][0] = last_c.x, c[i][1] = last_c.y;

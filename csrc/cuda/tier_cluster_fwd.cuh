@@ -86,10 +86,10 @@ struct ClusterForward {
 
   using State = Operand<product, kHidden>;
   using Gates = RowStream<Element, kGates, kUnits, kLanes>;  // a warp's own
-  // Exact products need 32 registers more beside the weights: of 4 cells per lane, and to reach 16 CTAs.
-  static constexpr int kBudget =
-      kWeightBudget - (Arithmetic<product>::kParts == 2 && (kUnits == 16 || kCtas == 16) ? 32 : 0);
-  using Recurrent = WeightTiles<product, kTiles, kHidden, kWarps, kBudget>;
+  // Exact products need registers beside the weights: 32 for 4 cells per lane, 48 to reach 16 CTAs (ptxas of CUDA 13.0:
+  // with 32 machine code of sm_100 spills).
+  static constexpr int kSpared = Arithmetic<product>::kParts == 1 ? 0 : kUnits == 16 ? 32 : kCtas == 16 ? 48 : 0;
+  using Recurrent = WeightTiles<product, kTiles, kHidden, kWarps, kWeightBudget - kSpared>;
   // Weights pass through shared memory a part of the depth at a time: the whole would not fit beside what is kept
   // there.
   static constexpr int kPartChunks = Recurrent::kChunks % 4 ? 2 : 4;

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected
                           known && initial ? load_pair(initial + b * H, unit(block), H) : zero);
       }
       float2 last_c = zero;
-      const int t = tile.time(0, true);
+      const int t = tile.first_time(true);
       if (cell == Cell::kLstm && t < lengths[j])
         last_c = load_pair(layer.c + (first_row + tile.row(t) + column + j) * H, unit(block), H);
       c[block][j] = last_c.x, c[block][2 + j] = last_c.y;

@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kProject
     dc[i] = known && layer.grad_c_n ? to_float(layer.grad_c_n[at_c]) : 0.f;
     const Element* first_state = cell == Cell::kLstm ? layer.cx : layer.hx;
     initial[i] = known && first_state ? to_float(first_state[at_c]) : 0.f;
-    const int t = tile.time(0, true);
+    const int t = tile.first_time(true);
     c[i] = cell == Cell::kLstm && t < length[i] ? layer.c[(first_row + tile.row(t) + column[i]) * H + unit[i]] : 0.f;
   }
 
