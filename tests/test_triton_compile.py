@@ -1,9 +1,8 @@
 """Every configuration of rnnfast/triton/configs.py compiled for sm_80, sm_90 and sm_100, without a GPU; and plans.
 
-A compiler bug may end its process, so it has one of its own (triton_compile.py). A compilation takes about 1.2 s of
-CPU. So `make test` compiles for all three what needs most memory of each kernel in each kind, and the exact float32
-products of WHOLE, which LLVM has failed at; every other row for one of the three, in turn. RNNFAST_COMPILE=all
-compiles all for all; RNNFAST_COMPILE=one, for `make test-triton-matrix`, one row of each kernel, in turn.
+A compiler bug may end its process, so it has one of its own (triton_compile.py). A compilation takes about 1.1 s of
+CPU. RNNFAST_COMPILE=one, for `make test-triton-matrix`, compiles only what needs most memory of each kernel in each
+kind, and the exact float32 products of WHOLE, which LLVM has failed at, each for one of the three in turn.
 """
 
 import json
@@ -21,7 +20,7 @@ import rnnfast
 from rnnfast.triton import configs, plan
 
 LIMITS = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes of shared memory that one program may have
-HOW_MANY = os.environ.get("RNNFAST_COMPILE", "")
+ONE_OF_EACH = os.environ.get("RNNFAST_COMPILE") == "one"
 PROCESSES = 2
 ASIDE = 16  # instructions that spill before and after the loops, see configs.py
 
@@ -80,11 +79,8 @@ def capabilities_of_rows():
         if row.kind == "whole" and row.config.stages == 1:
             places = [80]
         delicate = row.kind == "whole" and row.products == "ieee"
-        one = places[turn % len(places)]
-        if HOW_MANY == "one":
-            places = [one] if name in largest or delicate else []
-        elif HOW_MANY != "all" and name not in largest and not delicate:
-            places = [one]
+        if ONE_OF_EACH:
+            places = [places[turn % len(places)]] if name in largest or delicate else []
         found[name] = places
     return found
 
