@@ -58,8 +58,8 @@ CPU_SOURCES = {
 }
 # Host code sees torch, kernels do not. Kernels: the architectures from which on their PTX differs. It is made once for
 # each of them, which takes two thirds of the time for one architecture, and machine code from it for all in the list:
-# with as many registers as from PTX of the architecture's own (all kernels of inst_cta_bf16_*, sm_90). Where that spills,
-# a file has PTX of its own for the architecture: the tests' resources say so.
+# with as many registers as from PTX of the architecture's own (all kernels of inst_cta_bf16_*, sm_90).
+# Where that spills, which the tests' resources tell, a file has PTX of the architecture's own too.
 CUDA_HOST_SOURCES = ["ops_cuda", "host", "forward", "backward"]
 CUDA_SOURCES = {
     "csrc/cuda/around.cu": (75,),
