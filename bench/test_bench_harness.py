@@ -328,6 +328,20 @@ def test_interleaving_finds_a_known_ratio():
     assert timing.rounds >= 3
 
 
+def test_no_sample_begins_with_cold_caches():
+    called = []
+
+    class Clock(CpuClock):
+        def measure(self, call, repeats):
+            before = len(called)
+            sample = super().measure(call, repeats)
+            assert called[before - 1 :] == called[-1:] * (repeats + 1)
+            return sample
+
+    calls = {name: lambda name=name: called.append(name) for name in ("torch", "rnnfast", "third")}
+    interleave(calls, Clock(threads=1), seconds=0.01)
+
+
 def test_rounds_that_waited_for_a_core_are_left_out():
     quiet = [(Sample(2e6, 2e6), Sample(1e6, 1e6))] * 6
     busy = [(Sample(9e8, 9e8, 0.5), Sample(1e6, 1e6))] * 9

@@ -28,9 +28,12 @@ FEWEST_ROUNDS = 3  # of calls so long that MIN_ROUNDS of them would exhaust the 
 NOISY = 0.15  # half the rounds' ratios are farther than this from their median
 QUIET = 0.02  # the largest share of a sample's time that our threads may have waited for a core
 PATIENCE = 3  # how many times longer a measurement may last in the hope of quiet rounds
+# A call finds code, data and pages pushed out of the caches by the other sides (a GRU's training, H 33, B 1: 1.4 ms
+# instead of 0.2), so an untimed one comes before each sample; where calls last this long that is no more than noise.
+LONG_NS = 20_000_000
 # After a call of torch or rnnfast libgomp's threads spin on for 8 ms (CPU time used during a sleep; Zen 4) and would
-# hold the cores of another library's threads. Calls much longer than waking up need no untimed call before them.
-SETTLE_SECONDS, LONG_NS = 0.012, 20_000_000
+# hold the cores of another library's threads.
+SETTLE_SECONDS = 0.012
 
 
 class Sample(NamedTuple):
@@ -85,9 +88,8 @@ class CpuClock:
     """Times a call on the CPU: process CPU time for one thread (where the system counts it finely), else wall time."""
 
     average = staticmethod(statistics.median)
-    # A sample repeats its call until it lasts this long: the first call finds code and data pushed out of the caches by
-    # the other side, which costs a call of 10 us up to 200 more.
-    shortest_ns = 1_000_000
+    warms = True  # whether an untimed call comes before each sample
+    shortest_ns = 1_000_000  # a sample repeats its call until it lasts this long
 
     def __init__(self, threads: int) -> None:
         self.name = "cpu" if threads == 1 and sys.platform == "linux" else "wall"
@@ -109,7 +111,7 @@ class BusyClock:
     Their mean counts, not their median: time lost to another program is what this is about.
     """
 
-    name, shortest_ns = "wall", 100_000_000
+    name, shortest_ns, warms = "wall", 100_000_000, False
     average = staticmethod(statistics.fmean)
 
     def measure(self, call: Call, repeats: int) -> Sample:
@@ -139,7 +141,7 @@ class CudaClock:
     Else, for a training that must not step twice, both times are of one call.
     """
 
-    name, shortest_ns = "cuda", 1  # one call per sample
+    name, shortest_ns, warms = "cuda", 1, False  # one call per sample
     average = staticmethod(statistics.median)
     FLUSH_BYTES = 512 << 20  # more than twice any L2; by the datasheet's bandwidth writing it lasts 0.1 ms
 
@@ -179,8 +181,7 @@ def new_clock(device: str, threads: int, repeatable: bool = False) -> Clock:
 def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, settle: bool = False) -> Timing:
     """The calls take turns for about `seconds`, and a few times more where they are long; "torch", "rnnfast" first.
 
-    One untimed call of each comes first; the caller has made others, to check the results. settle: the calls use
-    threads of different libraries, so each sample waits for the others' to sleep and wakes its own by one more call.
+    settle: the calls use threads of different libraries, so each sample waits for the others' to sleep.
     """
     names = list(calls)
     lasting = {name: _warm_ns(call, clock) for name, call in calls.items()}
@@ -189,8 +190,8 @@ def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, settle: 
     def sample(name: str) -> Sample:
         if settle:
             time.sleep(SETTLE_SECONDS)
-            if lasting[name] < LONG_NS:
-                calls[name]()
+        if clock.warms and lasting[name] < LONG_NS:
+            calls[name]()
         return clock.measure(calls[name], repeats[name])
 
     rounds: list[Round] = []
@@ -209,7 +210,8 @@ def interleave(calls: Mapping[str, Call], clock: Clock, seconds: float, settle: 
 
 
 def _warm_ns(call: Call, clock: Clock) -> float:
-    """How long a call lasts, by wall time; of a short one after another, for the first takes many times as long."""
+    """How long a call lasts, by wall time, after one that is not timed; of a short one the mean of several."""
+    call()
     first = clock.measure(call, 1).wall
     return first if first > clock.shortest_ns else clock.measure(call, WARM_CALLS).wall
 
