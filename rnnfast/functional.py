@@ -104,24 +104,48 @@ def run(call: Call, backend: Backend) -> tuple[Tensor, ...]:
 def _run(call, backend, input, states, weights):
     if call.step:
         return backend.step(call.cell, input, states, weights)
-    layer = backend.layer
     transposed = call.batch_first and call.batch_sizes is None
     output = input.transpose(0, 1) if transposed else input
-    if call.num_layers == 1:
-        results = layer(call.cell, output, states, weights, call.batch_sizes, call.lengths)
-    else:
-        directions = 2 if call.bidirectional else 1
-        per_layer = len(weights) // call.num_layers
-        states = [state.split(directions) for state in states]
-        finals = []
-        for k, *own_states in zip(range(call.num_layers), *states, strict=True):
-            if k > 0 and call.training and call.dropout != 0:
-                output = torch.dropout(output, call.dropout, True)
-            own_weights = weights[k * per_layer : (k + 1) * per_layer]
-            output, *final = layer(call.cell, output, own_states, own_weights, call.batch_sizes, call.lengths)
-            finals.append(final)
-        results = (output, *map(torch.cat, zip(*finals, strict=True)))
+    results = stack(
+        backend.layer,
+        call.cell,
+        output,
+        states,
+        weights,
+        call.num_layers,
+        1 + call.bidirectional,
+        call.dropout if call.training else 0.0,
+        call.batch_sizes,
+        call.lengths,
+    )
     return (results[0].transpose(0, 1), *results[1:]) if transposed else results
+
+
+def stack(
+    layer: Callable[..., tuple[Tensor, ...]],
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    num_layers: int,
+    directions: int,
+    dropout: float = 0.0,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """(output, *final states) of a stack, each layer by `layer`; `states` are those of all layers, None for zeros."""
+    if num_layers == 1:
+        return layer(cell, input, states, weights, batch_sizes, lengths)
+    per_layer = len(weights) // num_layers
+    each = [(None,) * num_layers if state is None else state.split(directions) for state in states]
+    output, finals = input, []
+    for k, *own_states in zip(range(num_layers), *each, strict=True):
+        if k > 0 and dropout != 0:
+            output = torch.dropout(output, dropout, True)
+        own_weights = weights[k * per_layer : (k + 1) * per_layer]
+        output, *final = layer(cell, output, own_states, own_weights, batch_sizes, lengths)
+        finals.append(final)
+    return (output, *map(torch.cat, zip(*finals, strict=True)))
 
 
 def _autocast_results(call: Call, states: Sequence[Tensor], low: torch.dtype) -> tuple[torch.dtype, ...]:

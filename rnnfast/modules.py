@@ -124,7 +124,7 @@ class _Recurrent(_Drop):
         )
 
     def _plain(self, input: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
-        """The shortest way of one layer to the kernels; None where the arguments need another look."""
+        """The shortest way to the kernels; None where the arguments need another look."""
         try:
             cell, parameters = _CELLS[self.mode], self._parameters
             weights = [parameters[name] for name in self._flat_weights_names]
@@ -132,18 +132,22 @@ class _Recurrent(_Drop):
                 return None
             if self.batch_first:
                 input = input.transpose(0, 1)
+            layers = self.num_layers, 1 + self.bidirectional
             if cell == "lstm":
-                output, h_n, c_n = autograd.layer(cell, input, _NONE if hx is None else _states(cell, hx), weights)
-                hidden = h_n, c_n
+                states = _NONE if hx is None else _states(cell, hx)
+                output, *hidden = functional.stack(autograd.layer, cell, input, states, weights, *layers)
+                hidden = tuple(hidden)
             else:
-                output, hidden = autograd.layer(cell, input, (hx,), weights)
+                output, hidden = functional.stack(autograd.layer, cell, input, (hx,), weights, *layers)
             return output.transpose(0, 1) if self.batch_first else output, hidden
         except Exception:
             return None
 
     def forward(self, input, hx=None, *, lengths=None):
         """Runs the forward pass; see the class. `lengths`: int tensor `(N)`, the rows' lengths in padded input."""
-        if lengths is None and self.num_layers == 1 and select.is_plain(input):
+        # Dropout draws random numbers, and what has been drawn cannot be drawn again on a second way.
+        draws = self.num_layers != 1 and self.training and self.dropout != 0
+        if lengths is None and not draws and select.is_plain(input):
             result = self._plain(input, hx)
             if result is not None:
                 return result

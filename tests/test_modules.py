@@ -23,6 +23,7 @@ from twins import (
 )
 
 import rnnfast
+from rnnfast import select
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 
@@ -363,3 +364,26 @@ def test_meta_device(kind):
         skipped = nn.utils.skip_init(getattr(rnnfast, name), 3, 4, **options)
         skipped.load_state_dict(theirs.state_dict())
         assert_same(skipped(x), theirs(x))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["", "both-ways"])
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_stack_takes_the_shortest_way(kind, given, bidirectional, monkeypatch):
+    ours, theirs = twins(kind, num_layers=3, bidirectional=bidirectional)
+    x, hx = torch.randn(5, 2, 3), state_of(theirs, 2) if given else None
+    expected = theirs(x, hx)
+    monkeypatch.setattr(select, "choose", None)  # which such a call need not ask
+    assert_same(ours(x, hx), expected)
+
+
+@pytest.mark.parametrize("wrong", ["weight_ih_l1", "weight_hh_l1", "bias_hh_l1"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_stack_with_one_wrong_layer_is_refused_as_by_torch(kind, wrong):
+    messages = []
+    for module in twins(kind, num_layers=2):
+        setattr(module, wrong, nn.Parameter(torch.zeros(7, 7, dtype=torch.float64)))
+        with pytest.raises(RuntimeError) as error:
+            module(torch.randn(5, 2, 3))
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
