@@ -61,11 +61,16 @@ def test_stacks(case):
     check(case)
 
 
-# Rows enough for three blocks of the weights' gradients, the last with an odd number; odd sizes everywhere.
+# Rows enough for several stretches of backward and three blocks of the weights' gradients, of odd numbers; odd sizes
+# everywhere.
 MANY_ROWS = {"T": 33, "B": 65, "I": 5, "H": 13, "seed": 9}
 MANY_ROWS_CASES = [Case(cell, **MANY_ROWS, dtype=dtype) for cell in CELLS for dtype in (torch.float32, BF16)]
 MANY_ROWS_CASES += [
     Case("lstm", **MANY_ROWS, proj=7, bidirectional=True, dtype=BF16),
+    Case("lstm", **MANY_ROWS, proj=7, threads=2),
+    Case("lstm", **MANY_ROWS, proj=7, ragged="sorted", dtype=BF16),
+    *(Case(cell, **MANY_ROWS, ragged="lengths", threads=2) for cell in CELLS),
+    *(Case(cell, T=5, B=rows, I=3, H=5, seed=9) for cell in CELLS for rows in (300, 600)),
     Case("gru", **(MANY_ROWS | {"I": 35, "H": 71}), bidirectional=True, ragged="lengths", threads=2, dtype=BF16),
 ]
 

@@ -1,14 +1,18 @@
-// Backward of one layer: back through time, then the gradients of the weights and of the input, in one parallel region.
+// Backward of one layer: back through time, and the gradients of the weights and of the input, in one parallel region.
 //
 // Shapes      dgates [rows, grad_planes * H] gradients of the pre-activations (planes: csrc/README.md), dproj [rows, P]
-// of the
-//             projected h; dc, or GRU's share of dh that bypasses the gates, in one [B, H] updated in place. For
+//             of the projected h; dc, or GRU's share of dh that bypasses the gates, in one [B, H] updated in place. For
 //             bfloat16 dgates and dproj are bfloat16 (each plane zero-padded to whole pairs), all sums float32.
+// Stretches   Time is walked in stretches of steps (stretches.h). A stretch's share of the gradients of weights and
+// input
+//             follows at once: its dgates are still in cache, and the next stretch takes their memory. Two directions
+//             are one stretch: dx is the sum of both, rounded once.
 // Who owns    as in forward: a thread owns a slice of the batch and a part of the columns of dh, so the product
 // what        dh = dgates W_hh ends with whole vectors of dh in registers and the gate gradients follow at once.
-// Sync        one barrier per step among the threads of a slice (two with a projection); one among all threads before
-// the
-//             gradients of weights and input, which are cut by rows of the weight and of the input.
+// Sync        one barrier per step among the threads of a slice (two with a projection); among the threads of a
+// direction
+//             one before the gradients of a stretch, which are cut by rows of the weight and of the input, and one
+//             after.
 // Needs       the activated gates and c that forward saved, its output, input, hx, cx.
 // Limits      no atomics and a fixed order of every sum: results repeat bit for bit at a given number of threads.
 
@@ -20,6 +24,9 @@ class Backward {
   using Math = CellMath<S>;
   static constexpr int kLanes = S::kLanes;
   static constexpr int kPlanes = grad_planes(kCell), kGates = gate_count(kCell);
+  // Two blocks of OuterSum for float32: training of RNN and LSTM H 128, B 64 is 1.05 times faster than with a single
+  // stretch, H 512 1.01-1.03; 256 and 1024 rows no faster. bfloat16, 1024 rows: 1.03-1.06, no more with 2048 (Zen 4).
+  static constexpr int64_t kStretchRows = std::max<int64_t>(512, OuterSum<E>::kDepth);
 
  public:
   explicit Backward(const BackwardCall<E, C>& call)
@@ -33,7 +40,8 @@ class Backward {
         output_stride_(shape_.directions * output_size_),
         hidden_panels_{output_size_, kGates * plane_},
         proj_panels_{hidden_, proj_stride_},
-        input_panels_{shape_.input_size, kGates * plane_} {
+        input_panels_{shape_.input_size, kGates * plane_},
+        stretches_(schedule_, shape_.directions == 1 ? kStretchRows : schedule_.total) {
     const double flops =
         6. * schedule_.total * shape_.directions * shape_.gate_rows() * (shape_.input_size + output_size_);
     grid_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(),
@@ -51,9 +59,9 @@ class Backward {
  private:
   struct State {
     E *hidden_panel, *proj_panel, *input_panel;
-    E* dgates;           // [rows, kPlanes * plane_]
-    E* dproj;            // [rows, proj_stride_]
-    E* raw;              // [rows, H] o * tanh(c), for the gradient of W_hr
+    E* dgates;           // [kept rows, kPlanes * plane_]
+    E* dproj;            // [kept rows, proj_stride_]
+    E* raw;              // [kept rows, H] o * tanh(c), for the gradient of W_hr
     const E** previous;  // [rows] h before each step
     C* carry;            // [B, H] the gradient of the state that a step hands to the one before it, in place
   };
@@ -63,50 +71,60 @@ class Backward {
     Place place;
     Barrier barrier;
     Retreat retreat;
-    typename OuterSum<E>::Scratch scratch;  // for the weight gradients
+    typename OuterSum<E>::Scratch gate_scratch, proj_scratch;  // for the weight gradients
   };
 
   void lay_out_memory() {
     barriers_ = make_barriers(grid_, workspace_);
+    stretches_.lay_out(workspace_);
     for (int d = 0; d < shape_.directions; ++d) {
       State& state = state_[d];
       state.hidden_panel = workspace_.take<E>(hidden_panels_.size());
       state.proj_panel = workspace_.take<E>(shape_.proj_size ? proj_panels_.size() : 0);
       state.input_panel = workspace_.take<E>(call_.grad_input ? input_panels_.size() : 0);
-      state.dgates = workspace_.take<E>(schedule_.total * kPlanes * plane_ + kMaxRows);  // OuterSum reads past the end
-      state.dproj = workspace_.take<E>(schedule_.total * proj_stride_ + kMaxRows);
-      state.raw = workspace_.take<E>(shape_.proj_size ? schedule_.total * hidden_ : 0);
+      const int64_t kept = stretches_.kept_rows();
+      state.dgates = workspace_.take<E>(kept * kPlanes * plane_ + kMaxRows);  // OuterSum reads past the end
+      state.dproj = workspace_.take<E>(kept * proj_stride_ + kMaxRows);
+      state.raw = workspace_.take<E>(shape_.proj_size ? kept * hidden_ : 0);
       state.previous = workspace_.take<const E*>(schedule_.total);
       state.carry = workspace_.take<C>(kCell == Cell::kRnn ? 0 : schedule_.batch * hidden_);
     }
     // A thread's units, of the gates and of the projection, and the weights that they belong to.
     const int64_t units = ceil_div(hidden_, grid_.team()), columns = shape_.input_size + output_size_;
-    const int64_t elements = std::max(kGates * units * columns, ceil_div(shape_.proj_size, grid_.team()) * hidden_);
-    packed_size_ = OuterSum<E>::packed_size(kPlanes, units);
-    sums_size_ = OuterSum<E>::sums_size(kPlanes, units, elements, schedule_.total);
+    const int64_t proj_units = ceil_div(shape_.proj_size, grid_.team());
+    packed_size_ = OuterSum<E>::packed_size(kPlanes, std::max(units, proj_units));
+    gate_sums_size_ = OuterSum<E>::sums_size(kPlanes, units, kGates * units * columns, schedule_.total);
+    proj_sums_size_ = OuterSum<E>::sums_size(1, proj_units, proj_units * hidden_, schedule_.total);
     packed_ = workspace_.take<E>(grid_.size() * packed_size_);
-    sums_ = workspace_.take<C>(grid_.size() * sums_size_);
+    gate_sums_ = workspace_.take<C>(grid_.size() * gate_sums_size_);
+    proj_sums_ = workspace_.take<C>(grid_.size() * proj_sums_size_);
   }
 
   void run_thread(int thread) {
     const Place place = place_of(grid_, thread);
     for (int d = 0; d < shape_.directions; ++d) {
       if (grid_.directions == 2 && d != place.team) continue;
+      E* const packed = packed_ + thread * packed_size_;
       const Member member{d,
                           place,
                           barriers_.slice(place),
                           barriers_.retreat_of(place),
-                          {packed_ + thread * packed_size_, sums_ + thread * sums_size_}};
+                          {packed, gate_sums_ + thread * gate_sums_size_},
+                          {packed, proj_sums_ + thread * proj_sums_size_}};
       prepare(member);
       barriers_.team(place).wait(place.rank);
-      run_steps(member);
-      barriers_.team(place).wait(place.rank);
+      for (int64_t stretch = stretches_.count() - 1; stretch >= 0; --stretch) {
+        run_steps(member, stretch);
+        barriers_.team(place).wait(place.rank);
+        if (call_.direction[d].grad_weight_ih) weight_gradients(member, stretch);
+        if (call_.grad_input && shape_.directions == 1) input_gradient(thread, stretch);
+        if (stretch > 0) barriers_.team(place).wait(place.rank);
+      }
       if (call_.direction[d].grad_cx) store_grad_cx(member);
-      if (call_.direction[d].grad_weight_ih) weight_gradients(member);
     }
-    if (!call_.grad_input) return;
+    if (!call_.grad_input || shape_.directions == 1) return;
     barriers_.all().wait(thread);
-    input_gradient(part_of(schedule_.total, thread, grid_.size()));
+    input_gradient(thread, 0);
   }
 
   // Packs this thread's part of the weights, notes where each row's previous h lies, sets up the carried gradients.
@@ -137,11 +155,13 @@ class Backward {
             continues(member.d, step, b)
                 ? call_.output + row_of(member.d, step - 1, b) * output_stride_ + member.d * output_size_
                 : direction.hx + b * output_size_;
-        for (int plane = 0; plane < kPlanes; ++plane)
-          for (int64_t unit = hidden_; unit < plane_; ++unit)
-            state.dgates[(row * kPlanes + plane) * plane_ + unit] = E{};
-        for (int64_t i = shape_.proj_size; i < proj_stride_; ++i) state.dproj[row * proj_stride_ + i] = E{};
       }
+    }
+    const Range kept = part_of(stretches_.kept_rows(), rank, team);
+    for (int64_t row = kept.first; row < kept.last; ++row) {
+      for (int plane = 0; plane < kPlanes; ++plane)
+        for (int64_t unit = hidden_; unit < plane_; ++unit) state.dgates[(row * kPlanes + plane) * plane_ + unit] = E{};
+      for (int64_t i = shape_.proj_size; i < proj_stride_; ++i) state.dproj[row * proj_stride_ + i] = E{};
     }
     for (int64_t b = rank; b < schedule_.batch; b += team) {
       const E* grad = kCell == Cell::kLstm ? direction.grad_c_n : direction.grad_h_n;
@@ -163,20 +183,22 @@ class Backward {
     return step > 0 && b < schedule_.count[time_of(schedule_, d, step - 1)];
   }
   int64_t row_of(int d, int64_t step, int64_t b) const { return schedule_.offset[time_of(schedule_, d, step)] + b; }
+  int64_t kept_row(int d, int64_t step, int64_t b) const { return stretches_.kept(time_of(schedule_, d, step)) + b; }
   int64_t rows_in(const Member& member, int64_t step) const {
     if (step < 0 || step >= schedule_.steps) return 0;
     return rows_at(schedule_, time_of(schedule_, member.d, step), member.place.slice, grid_.slices);
   }
 
-  void run_steps(Member member) {
-    for (int64_t step = schedule_.steps - 1; step >= 0; --step) {
+  void run_steps(Member member, int64_t stretch) {
+    const Range steps = stretches_.steps(stretch);
+    for (int64_t step = steps.last - 1; step >= steps.first; --step) {
       if (grid_.units > 1 && member.retreat.alone(schedule_.steps - 1 - step, member.place.unit)) {
         if (member.place.unit != 0) return;
         member.barrier = Barrier(nullptr, 1);
       }
       run_step(member, step);
     }
-    if (call_.direction[member.d].grad_hx) first_state(member);
+    if (stretch == 0 && call_.direction[member.d].grad_hx) first_state(member);
   }
 
   // From the gate gradients of step + 1 to those of `step`. Rows that only step + 1 has began there: theirs is grad_hx.
@@ -206,7 +228,7 @@ class Backward {
       const int width = hidden_panels_.width(block);
       const int64_t column = hidden_panels_.first_vector(block) * kLanes;
       for_row_tiles(later, tile_rows(width), [&](int64_t first, int count) {
-        const E* from = dgates + row_of(member.d, step + 1, member.place.slice + first * slices) * stride;
+        const E* from = dgates + kept_row(member.d, step + 1, member.place.slice + first * slices) * stride;
         multiply<E>(acc, width, count, Operand<E>{from, slices * stride}, hidden_panels_.depth,
                     state.hidden_panel + hidden_panels_.offset(block));
         const int inside = int(std::clamp<int64_t>(rows - first, 0, count));
@@ -258,7 +280,7 @@ class Backward {
         grid_.slices * output_stride_, add_final ? final_state + b * output_size_ + tile.column : nullptr,
         grid_.slices * output_size_};
     if (shape_.proj_size) {
-      E* to = state_[member.d].dproj + row * proj_stride_ + tile.column;
+      E* to = state_[member.d].dproj + kept_row(member.d, step, b) * proj_stride_ + tile.column;
       for (int m = 0; m < tile.rows; ++m, to += grid_.slices * proj_stride_)
         Io<E>::store_first(to, incoming.template add<false>(tile.dh[m * tile.dh_stride], m, tile.columns),
                            tile.columns);
@@ -293,7 +315,7 @@ class Backward {
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
       const int width = proj_panels_.width(block);
       for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
-        const E* from = state.dproj + row_of(member.d, step, member.place.slice + first * slices) * proj_stride_;
+        const E* from = state.dproj + kept_row(member.d, step, member.place.slice + first * slices) * proj_stride_;
         multiply<E>(acc, width, count, Operand<E>{from, slices * proj_stride_}, proj_panels_.depth,
                     state.proj_panel + proj_panels_.offset(block));
         for (int v = 0; v < width; ++v) {
@@ -315,6 +337,7 @@ class Backward {
     const State& state = state_[member.d];
     const int64_t hidden = hidden_, plane = plane_, slices = grid_.slices, output_stride = output_stride_;
     const int64_t first = member.place.slice + tile.first_row * slices, row = row_of(member.d, step, first);
+    const int64_t kept = kept_row(member.d, step, first);
     const int count = tile.columns, rows = tile.rows, dh_stride = tile.dh_stride;
     const bool relu = shape_.relu, projected = shape_.proj_size > 0;
     // Rows below `limit` had a step before this one; the others start from hx and cx.
@@ -325,9 +348,9 @@ class Backward {
     const E* const initial_c = kCell == Cell::kLstm ? direction.cx + tile.column : nullptr;
     const C* const cells = kCell == Cell::kLstm ? direction.cells + tile.column : nullptr;
     const E* gates = kCell == Cell::kRnn ? nullptr : direction.gates + row * saved_planes(kCell) * hidden + tile.column;
-    E* dgates = state.dgates + row * kPlanes * plane + tile.column;
+    E* dgates = state.dgates + kept * kPlanes * plane + tile.column;
     C* carry = kCell == Cell::kRnn ? nullptr : state.carry + first * hidden + tile.column;
-    E* raw = projected ? state.raw + row * hidden + tile.column : nullptr;
+    E* raw = projected ? state.raw + kept * hidden + tile.column : nullptr;
     const V* from = tile.dh;
     for (int m = 0; m < rows; ++m) {
       const int64_t b = first + m * slices;
@@ -369,52 +392,53 @@ class Backward {
     }
   }
 
-  // This thread's rows of every weight gradient of a direction: units in place.rank's part, for each gate.
-  void weight_gradients(const Member& member) {
+  // A stretch's share of this thread's rows of every weight gradient: units in place.rank's part, for each gate.
+  void weight_gradients(const Member& member, int64_t stretch) {
     const BackwardDirection<E, C>& direction = call_.direction[member.d];
     const State& state = state_[member.d];
-    const Range units = part_of(hidden_, member.place.rank, grid_.team());
+    const Range units = part_of(hidden_, member.place.rank, grid_.team()), rows = stretches_.rows(stretch);
+    const typename OuterSum<E>::Share share{rows.last - rows.first, stretch == stretches_.count() - 1, stretch == 0};
     // Plane of each gate, for the products with x and with h.
     static constexpr int kGruInput[] = {1, 2, 0}, kGruHidden[] = {1, 2, 3}, kInOrder[] = {0, 1, 2, 3};
     const int* x_planes = kCell == Cell::kGru ? kGruInput : kInOrder;
     const int* h_planes = kCell == Cell::kGru ? kGruHidden : kInOrder;
     const typename OuterSum<E>::Left dgates{state.dgates, kPlanes, hidden_, plane_, kPlanes * plane_};
-    const OuterSum<E> sum(dgates, schedule_.total, units, member.scratch);
-    const auto x = [&](int64_t row) { return call_.input + row * shape_.input_size; };
-    const auto h = [&](int64_t row) { return state.previous[row]; };
-    sum.run(Product{direction.grad_weight_ih, x_planes, kGates, shape_.input_size, x},
+    const OuterSum<E> sum(dgates, units, member.gate_scratch);
+    const auto x = [&](int64_t row) { return call_.input + (rows.first + row) * shape_.input_size; };
+    const auto h = [&](int64_t row) { return state.previous[rows.first + row]; };
+    sum.add(share, Product{direction.grad_weight_ih, x_planes, kGates, shape_.input_size, x},
             Product{direction.grad_weight_hh, h_planes, kGates, output_size_, h});
-    if (direction.grad_bias_ih) {
+    if (share.is_last && direction.grad_bias_ih) {
       sum.totals(direction.grad_bias_ih, x_planes, kGates);
       sum.totals(direction.grad_bias_hh, h_planes, kGates);
     }
     if (shape_.proj_size) {
       const Range columns = part_of(shape_.proj_size, member.place.rank, grid_.team());
       const typename OuterSum<E>::Left dproj{state.dproj, 1, shape_.proj_size, proj_stride_, proj_stride_};
-      const OuterSum<E> proj(dproj, schedule_.total, columns, member.scratch);
+      const OuterSum<E> proj(dproj, columns, member.proj_scratch);
       const auto raw = [&](int64_t row) { return state.raw + row * hidden_; };
-      proj.run(Product{direction.grad_weight_hr, kInOrder, 1, hidden_, raw});
+      proj.add(share, Product{direction.grad_weight_hr, kInOrder, 1, hidden_, raw});
     }
   }
 
-  // grad_input = sum over directions of dgates W_ih, for a range of rows.
-  void input_gradient(Range rows) {
+  // grad_input = sum over directions of dgates W_ih, for this thread's part of the rows of a stretch.
+  void input_gradient(int thread, int64_t stretch) {
+    const Range rows = stretches_.rows(stretch), part = part_of(rows.last - rows.first, thread, grid_.size());
     V acc[kAccumulators], other[kAccumulators];
     for (int64_t block = 0; block < input_panels_.blocks(); ++block) {
       const int width = input_panels_.width(block);
-      for_row_tiles(rows.last - rows.first, tile_rows(width), [&](int64_t first, int count) {
-        const int64_t row = rows.first + first;
+      for_row_tiles(part.last - part.first, tile_rows(width), [&](int64_t first, int count) {
         for (int d = 0; d < shape_.directions; ++d) {
           multiply<E>(d ? other : acc, width, count,
-                      Operand<E>{state_[d].dgates + row * kPlanes * plane_, kPlanes * plane_}, input_panels_.depth,
-                      state_[d].input_panel + input_panels_.offset(block));
+                      Operand<E>{state_[d].dgates + (part.first + first) * kPlanes * plane_, kPlanes * plane_},
+                      input_panels_.depth, state_[d].input_panel + input_panels_.offset(block));
         }
         if (shape_.directions == 2)
           for (int i = 0; i < count * width; ++i) acc[i] += other[i];
         for (int m = 0; m < count; ++m) {
           for (int v = 0; v < width; ++v) {
             const int64_t column = (input_panels_.first_vector(block) + v) * kLanes;
-            E* out = call_.grad_input + (row + m) * shape_.input_size + column;
+            E* out = call_.grad_input + (rows.first + part.first + first + m) * shape_.input_size + column;
             const int64_t left = shape_.input_size - column;
             left >= kLanes ? store_part<true>(out, acc[m * width + v], kLanes)
                            : store_part<false>(out, acc[m * width + v], int(left));
@@ -429,13 +453,14 @@ class Backward {
   const Schedule& schedule_;
   const int64_t hidden_, plane_, proj_stride_, output_size_, output_stride_;
   const PanelShape<E> hidden_panels_, proj_panels_, input_panels_;
+  Stretches stretches_;
   ThreadGrid grid_;
   Workspace workspace_;
   Barriers barriers_{};
   State state_[2];
-  int64_t packed_size_ = 0, sums_size_ = 0;
+  int64_t packed_size_ = 0, gate_sums_size_ = 0, proj_sums_size_ = 0;
   E* packed_ = nullptr;
-  C* sums_ = nullptr;
+  C *gate_sums_ = nullptr, *proj_sums_ = nullptr;
 };
 
 template <class E, Cell kCell>

@@ -35,6 +35,7 @@ namespace rnnfast::RNNFAST_ISA {
 #include "cell_rows.inl.h"
 #include "forward.inl.h"
 #include "outer_sum.inl.h"
+#include "stretches.h"
 #include "step_backward.inl.h"
 #include "backward.inl.h"
 // clang-format on

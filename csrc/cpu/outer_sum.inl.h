@@ -1,9 +1,10 @@
-// Sums of outer products over all rows: the weight gradients, grad_W = sum over rows of dgates[row]^T x[row].
+// Sums of outer products over all rows: the weight gradients, grad_W = sum over rows of dgates[row]^T x[row]. Rows come
+// in shares, whose sums are added.
 //
-// kDepth rows at a time, both sides are packed: dgates into tiles of kMaxRows or fewer units, [tile][row][unit], once
-// for every weight that it belongs to; x (or h, ...) into a panel of up to kMaxVectors vectors of columns that stays in
-// L2 while all tiles multiply it. A block's sums are formed in registers and then added to the result, so rounding
-// grows with the number of blocks, not of rows. Who owns what: a thread owns a range of units, of every plane.
+// Up to kDepth rows at a time, both sides are packed: dgates into tiles of kMaxRows or fewer units, [tile][row][unit],
+// once for every weight that it belongs to; x (or h, ...) into a panel of up to kMaxVectors vectors of columns that
+// stays in L2 while all tiles multiply it. A block's sums are formed in registers and then added to the result, so
+// rounding grows with the number of blocks, not of rows. Who owns what: a thread owns a range of units, of every plane.
 // bfloat16: both sides hold pairs of rows, and the result is kept in float32 until the last block.
 
 // One weight: its rows of gate g are the sums of plane planes[g] times right(row)[0 .. columns).
@@ -22,16 +23,17 @@ class OuterSum {
   using S = Simd<C>;
   using V = typename S::V;
   static constexpr int kLanes = S::kLanes;
-  // Each block of rows costs a pass over the result, so fewer rows were slower. bfloat16 halves what more rows take of
-  // the cache and doubles what a pass costs: 1024 are 1.02-1.04 times faster than 512 at H 512, equal at H <= 256 (Zen
-  // 4).
-  static constexpr int64_t kDepth = (kPair<E> == 2 ? 1024 : 256);
   // Rows packed at a time: their cache lines and pages serve all tiles. Also the rows of a bias gradient summed in one
   // chain: 16 of them, then the chunks of a block, then the blocks, for sums as careful as torch's.
   static constexpr int64_t kChunk = 16;
   static constexpr int kTileRows = tile_rows(kMaxVectors);
 
  public:
+  // Each block of rows costs a pass over the result, so fewer rows were slower. bfloat16 halves what more rows take of
+  // the cache and doubles what a pass costs: 1024 are 1.02-1.04 times faster than 512 at H 512, equal at H <= 256 (Zen
+  // 4).
+  static constexpr int64_t kDepth = kPair<E> == 2 ? 1024 : 256;
+
   // Where the left side's rows lie: `planes` planes of `hidden` units, `plane` elements apart.
   struct Left {
     const E* data;
@@ -47,14 +49,20 @@ class OuterSum {
   static int64_t packed_size(int planes, int64_t units) {
     return kDepth * kMaxVectors * kLanes + planes * tiles_in(units) * kTileSize;
   }
-  // `elements`: of the weights that one run() sums.
+  // `elements`: of the weights that one add() sums; `rows`: in all shares.
   static int64_t sums_size(int planes, int64_t units, int64_t elements, int64_t rows) {
     return planes * tiles_in(units) * 2 * kMaxRows + (kPair<E> > 1 && rows > kDepth ? elements : 0);
   }
 
-  OuterSum(const Left& left, int64_t rows, Range units, const Scratch& scratch)
+  // Rows that are added in one call; the first share begins the sums, the last one stores them.
+  struct Share {
+    int64_t rows;
+    bool is_first, is_last;
+  };
+
+  // The scratch memory must be the same, and untouched, from the first share to the last.
+  OuterSum(const Left& left, Range units, const Scratch& scratch)
       : left_(left),
-        rows_(rows),
         units_(units),
         slots_(left.planes * tiles_in(units.last - units.first) * kMaxRows),
         panel_(scratch.packed),
@@ -64,16 +72,16 @@ class OuterSum {
         partial_(totals_ + slots_) {}
 
   template <class... Right>
-  void run(const Product<E, Right>&... products) const {
-    for (int64_t row = 0; row < rows_; row += kDepth) {
-      const int64_t depth = std::min(kDepth, rows_ - row);
-      pack_left(row, depth);
+  void add(const Share& share, const Product<E, Right>&... products) const {
+    for_row_tiles(share.rows, kDepth, [&](int64_t row, int64_t depth) {
+      const Block block{row, depth, share.is_first && row == 0, share.is_last && row + depth == share.rows};
+      pack_left(block);
       C* partial = partial_;
-      (add_block(products, row, depth, partial), ...);
-    }
+      (add_block(products, block, partial), ...);
+    });
   }
 
-  // After run(): out[gate * hidden + unit] = sum over rows of plane planes[gate].
+  // After the last share: out[gate * hidden + unit] = sum over rows of plane planes[gate].
   void totals(E* out, const int* planes, int gates) const {
     for (int gate = 0; gate < gates; ++gate) {
       const C* from = totals_ + planes[gate] * tiles_in(unit_count()) * kMaxRows;
@@ -86,6 +94,11 @@ class OuterSum {
   }
 
  private:
+  struct Block {
+    int64_t row, depth;  // of the share's rows
+    bool is_first, is_last;
+  };
+
   int64_t unit_count() const { return units_.last - units_.first; }
 
   static constexpr int64_t kTileSize = kDepth * kTileRows + kMaxRows * kPair<E>;
@@ -94,17 +107,17 @@ class OuterSum {
   // Tiles [plane][tile][depth][units of the tile], and the sums of the columns, kMaxRows per tile. Copies kMaxRows
   // elements whatever the tile's width: the surplus is overwritten by the next row, the last one's goes into the tile's
   // slack.
-  void pack_left(int64_t row, int64_t depth) const {
+  void pack_left(const Block& block) const {
     typedef C Wide __attribute__((vector_size(kMaxRows * sizeof(C))));
     const int64_t stride = left_.row_stride;
     std::memset(sums_, 0, slots_ * sizeof(C));
-    for (int64_t chunk = 0; chunk < depth; chunk += kChunk) {
-      const int64_t end = std::min(chunk + kChunk, depth);
+    for (int64_t chunk = 0; chunk < block.depth; chunk += kChunk) {
+      const int64_t end = std::min(chunk + kChunk, block.depth);
       C* slot = sums_;
       E* tile = tiles_;
       for (int plane = 0; plane < left_.planes; ++plane) {
         for_row_tiles(unit_count(), kTileRows, [&](int64_t first, int count) {
-          const E* from = left_.data + row * stride + plane * left_.plane + units_.first + first;
+          const E* from = left_.data + block.row * stride + plane * left_.plane + units_.first + first;
           Wide sum{}, value;
           for (int64_t k = chunk; k < end; k += kPair<E>) {
 #if defined(__AVX512BF16__)
@@ -132,20 +145,20 @@ class OuterSum {
         });
       }
     }
-    for (int64_t i = 0; i < slots_; ++i) totals_[i] = row == 0 ? sums_[i] : totals_[i] + sums_[i];
+    for (int64_t i = 0; i < slots_; ++i) totals_[i] = block.is_first ? sums_[i] : totals_[i] + sums_[i];
   }
 
   // `partial` holds this product's sums between blocks and is moved past them; unused where out itself can hold them.
   template <class Right>
-  void add_block(const Product<E, Right>& product, int64_t row, int64_t depth, C*& partial) const {
-    const PanelShape<E> shape{product.columns, depth};
-    const bool is_first = row == 0, is_last = row + depth == rows_;
+  void add_block(const Product<E, Right>& product, const Block& block, C*& partial) const {
+    const PanelShape<E> shape{product.columns, block.depth};
+    const bool is_first = block.is_first, is_last = block.is_last;
     V acc[kAccumulators];
-    for (int64_t block = 0; block < shape.blocks(); ++block) {
-      const int width = shape.width(block);
-      const int64_t column = shape.first_vector(block) * kLanes;
+    for (int64_t panel = 0; panel < shape.blocks(); ++panel) {
+      const int width = shape.width(panel);
+      const int64_t column = shape.first_vector(panel) * kLanes;
       const int64_t wanted = std::min<int64_t>(width * kLanes, product.columns - column);
-      pack_right(product, row, depth, column, wanted, width);
+      pack_right(product, block, column, wanted, width);
       for (int gate = 0; gate < product.gates; ++gate) {
         const E* tile = tiles_ + product.planes[gate] * tiles_in(unit_count()) * kTileSize;
         E* const out = product.out + (gate * left_.hidden + units_.first) * product.columns + column;
@@ -173,13 +186,13 @@ class OuterSum {
   }
 
   template <class Right>
-  void pack_right(const Product<E, Right>& product, int64_t row, int64_t depth, int64_t column, int64_t wanted,
+  void pack_right(const Product<E, Right>& product, const Block& block, int64_t column, int64_t wanted,
                   int width) const {
-    for (int64_t k = 0; k < depth; k += kPair<E>) {
+    for (int64_t k = 0; k < block.depth; k += kPair<E>) {
       E* to = panel_ + k * width * kLanes;
-      const E* const from = product.right(row + k) + column;
+      const E* const from = product.right(block.row + k) + column;
       if constexpr (kPair<E> == 2) {
-        const E* const odd = k + 1 < depth ? product.right(row + k + 1) + column : nullptr;
+        const E* const odd = k + 1 < block.depth ? product.right(block.row + k + 1) + column : nullptr;
         for (int64_t done = 0; done < wanted; done += kLanes, to += 2 * kLanes)
           interleave(to, from + done, odd ? odd + done : nullptr, int(std::min<int64_t>(kLanes, wanted - done)));
       } else {
@@ -200,7 +213,6 @@ class OuterSum {
   }
 
   const Left left_;
-  int64_t rows_;
   Range units_;
   int64_t slots_;
   E *panel_, *tiles_;
