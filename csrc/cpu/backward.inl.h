@@ -4,15 +4,13 @@
 //             of the projected h; dc, or GRU's share of dh that bypasses the gates, in one [B, H] updated in place. For
 //             bfloat16 dgates and dproj are bfloat16 (each plane zero-padded to whole pairs), all sums float32.
 // Stretches   Time is walked in stretches of steps (stretches.h). A stretch's share of the gradients of weights and
-// input
-//             follows at once: its dgates are still in cache, and the next stretch takes their memory. Two directions
-//             are one stretch: dx is the sum of both, rounded once.
+//             input follows at once: its dgates are still in cache, and the next stretch takes their memory. Two
+//             directions are one stretch: dx is the sum of both, rounded once.
 // Who owns    as in forward: a thread owns a slice of the batch and a part of the columns of dh, so the product
 // what        dh = dgates W_hh ends with whole vectors of dh in registers and the gate gradients follow at once.
 // Sync        one barrier per step among the threads of a slice (two with a projection); among the threads of a
-// direction
-//             one before the gradients of a stretch, which are cut by rows of the weight and of the input, and one
-//             after.
+//             direction one before a stretch's gradients, which are cut by rows of the weight and of the input, and
+//             one after.
 // Needs       the activated gates and c that forward saved, its output, input, hx, cx.
 // Limits      no atomics and a fixed order of every sum: results repeat bit for bit at a given number of threads.
 
