@@ -77,12 +77,10 @@ struct Simd {
 
   // 2^t = s p + s with s = 2^n, n the nearest integer, p = 2^(t - n) - 1.
   static RNNFAST_INLINE void exp2_parts(V t, V& p, V& s) {
-    // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits.
-    constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23) : T(0x1.8p52);
+    // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits, and the bias makes it 2^n's exponent.
+    constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23) + 127 : T(0x1.8p52) + 1023;
     constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
-    constexpr Bits kBias = sizeof(T) == 4 ? 127 : 1023;
     const V shifted = t + set(kRound);
-    const B integer = (B)shifted - (B)set(kRound);
     const V f = t - (shifted - set(kRound));
     V q;
     if constexpr (sizeof(T) == 4) {
@@ -102,7 +100,7 @@ struct Simd {
       for (int term = 1; term < 12; ++term) q = q * r + set(T(kInverseFactorial[term]));
       p = r * r * q + r;
     }
-    s = (V)((integer + kBias) << kMantissa);
+    s = (V)((B)shifted << kMantissa);
   }
 
   static constexpr T kLog2e = T(1.44269504088896340736);
