@@ -246,7 +246,7 @@ class _Cell(_Drop):
 
     def forward(self, input, hx=None):
         """Runs one step; see the class."""
-        results = self._plain(input, hx) if select.is_plain(input) else None
+        results = self._plain(input, hx) if select.is_plain(input, select.STEP_DTYPES) else None
         if results is None:
             call = self._call(input, hx)
             if call is None:

@@ -24,6 +24,8 @@ from .precision import follow_switch, graph_namespace
 from .triton import operators
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+STEP_DTYPES = DTYPES[:2]
+"""Those in which a cell module's step never loses against torch's (see `step_loses`)."""
 
 
 class Backend(NamedTuple):
@@ -263,15 +265,15 @@ def backends() -> dict[str, str]:
     return {name: backend.unavailable() or "available" for name, backend in BACKENDS.items()}
 
 
-def is_plain(input: Any) -> bool:
+def is_plain(input: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Whether a call with this input takes the CPU kernels without further questions, because nothing is unusual.
 
-    `choose` would say the same (no reason of its is about these dtypes), but takes as long as a small call. The
-    operators check all that they get before they touch it; a caller whose call they refuse asks `choose`.
+    `choose` would say the same (no reason of its is about `dtypes`), but takes as long as a small call. The operators
+    check all that they get before they touch it; a caller whose call they refuse asks `choose`.
     """
     return (
         type(input) is Tensor
-        and (input.dtype is torch.float32 or input.dtype is torch.float64)
+        and input.dtype in dtypes
         and input.is_cpu
         and not compiler.is_compiling()
         and (_request.name is None or _request.name == "cpu")

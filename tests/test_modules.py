@@ -377,6 +377,16 @@ def test_a_stack_takes_the_shortest_way(kind, given, bidirectional, monkeypatch)
     assert_same(ours(x, hx), expected)
 
 
+@pytest.mark.parametrize("dtype", select.DTYPES, ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_dtype_takes_the_shortest_way(kind, dtype, monkeypatch):
+    ours, theirs = (module.to(dtype) for module in twins(kind))
+    x = torch.randn(5, 2, 3, dtype=dtype)
+    expected = theirs(x)
+    monkeypatch.setattr(select, "choose", None)
+    assert_same(ours(x), expected)
+
+
 @pytest.mark.parametrize("wrong", ["weight_ih_l1", "weight_hh_l1", "bias_hh_l1"])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_stack_with_one_wrong_layer_is_refused_as_by_torch(kind, wrong):
