@@ -223,7 +223,7 @@ class Backward {
     const V zero[kMaxVectors] = {};
     V acc[kAccumulators];
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
-      const int width = hidden_panels_.width(block);
+      const PanelWidth width = hidden_panels_.width(block);
       const int64_t column = hidden_panels_.first_vector(block) * kLanes;
       for_row_tiles(later, tile_rows(width), [&](int64_t first, int count) {
         const E* from = dgates + kept_row(member.d, step + 1, member.place.slice + first * slices) * stride;
@@ -311,7 +311,7 @@ class Backward {
     const Range blocks = part_of(proj_panels_.blocks(), member.place.unit, member.barrier.size());
     V acc[kAccumulators];
     for (int64_t block = blocks.first; block < blocks.last; ++block) {
-      const int width = proj_panels_.width(block);
+      const PanelWidth width = proj_panels_.width(block);
       for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
         const E* from = state.dproj + kept_row(member.d, step, member.place.slice + first * slices) * proj_stride_;
         multiply<E>(acc, width, count, Operand<E>{from, slices * proj_stride_}, proj_panels_.depth,
@@ -424,7 +424,7 @@ class Backward {
     const Range rows = stretches_.rows(stretch), part = part_of(rows.last - rows.first, thread, grid_.size());
     V acc[kAccumulators], other[kAccumulators];
     for (int64_t block = 0; block < input_panels_.blocks(); ++block) {
-      const int width = input_panels_.width(block);
+      const PanelWidth width = input_panels_.width(block);
       for_row_tiles(part.last - part.first, tile_rows(width), [&](int64_t first, int count) {
         for (int d = 0; d < shape_.directions; ++d) {
           multiply<E>(d ? other : acc, width, count,

@@ -251,7 +251,7 @@ class Forward {
   void project_block(const Member& member, int64_t block, const E* panel, Operand<E> x, int64_t rows, C* out) {
     const State& state = state_[member.d];
     const DirectionWeights& weights = call_.direction[member.d].weights;
-    const int width = input_panels_.width(block);
+    const PanelWidth width = input_panels_.width(block);
     const C* bias = state.bias + input_panels_.position(block);
     V acc[kAccumulators];
     for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {
@@ -279,7 +279,8 @@ class Forward {
     const Operand<E> h{state.h[step % 2] + member.slice * hidden_stride_, grid_.slices * hidden_stride_};
     const Operand<E> x{call_.input + (schedule_.offset[t] + member.slice) * call_.input_stride,
                        grid_.slices * call_.input_stride};
-    const int width = hidden_panels_.width(block), unit_vectors = kGates == 1 ? width : 1;
+    const PanelWidth width = hidden_panels_.width(block);
+    const int unit_vectors = kGates == 1 ? width.vectors : 1;
     const int gate_stride = hidden_panels_.gate_stride(block);
     const bool at_step = plan_.input == InputProduct::kAtStep;
     const E* const panel = panel_of(state.hidden_panel, hidden_panels_, block);
@@ -379,7 +380,7 @@ class Forward {
     const State& state = state_[member.d];
     const DirectionWeights& weights = call_.direction[member.d].weights;
     const Operand<E> raw{state.raw + member.slice * raw_stride_, grid_.slices * raw_stride_};
-    const int width = proj_panels_.width(block);
+    const PanelWidth width = proj_panels_.width(block);
     const E* const panel = panel_of(state.proj_panel, proj_panels_, block);
     V acc[kAccumulators];
     for_row_tiles(rows, tile_rows(width), [&](int64_t first, int count) {

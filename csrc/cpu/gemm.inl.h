@@ -121,25 +121,49 @@ struct Operand {
   RNNFAST_INLINE Operand from_row(int64_t row) const { return {data + row * row_stride, row_stride, k_stride}; }
 };
 
-// acc[row][vector] += A[row, k] * panel[k][vector], `ks` multiplies deep.
-template <class E, int NV, int MB>
-RNNFAST_INLINE void multiply_add(typename Simd<ComputeOf<E>>::V (&acc)[MB][NV], Operand<E> a, int64_t k,
-                                 const E* panel) {
+// The sums of a tile of MB rows and NV vectors, of which the last one is half as long with kHalf.
+template <class T, int NV, int MB, bool kHalf>
+struct Sums {
+  using V = typename Simd<T>::V;
+  static constexpr int kFull = NV;
+  V full[MB][NV];
+  RNNFAST_INLINE V at(int m, int v) const { return full[m][v]; }
+};
+template <class T, int NV, int MB>
+struct Sums<T, NV, MB, true> {
+  using V = typename Simd<T>::V;
+  static constexpr int kFull = NV - 1;
+  V full[MB][std::max(kFull, 1)];
+  typename Simd<T>::Half half[MB];
+  RNNFAST_INLINE V at(int m, int v) const { return v < kFull ? full[m][v] : Simd<T>::from_half(half[m]); }
+};
+
+// sums[row][vector] += A[row, k] * panel[k][vector].
+template <class E, int NV, int MB, bool kHalf>
+RNNFAST_INLINE void multiply_add(Sums<ComputeOf<E>, NV, MB, kHalf>& sums, Operand<E> a, int64_t k, const E* panel) {
   using S = Simd<ComputeOf<E>>;
   using V = typename S::V;
+  using C = ComputeOf<E>;
   constexpr int kLanes = S::kLanes * kPair<E>;
+  constexpr int kFull = Sums<ComputeOf<E>, NV, MB, kHalf>::kFull;
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<E, BFloat16>) {
     __m512bh weight[NV];
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) weight[v] = (__m512bh)_mm512_loadu_si512(panel + v * kLanes);
+    for (int v = 0; v < kFull; ++v) weight[v] = (__m512bh)_mm512_loadu_si512(panel + v * kLanes);
+    [[maybe_unused]] __m256bh half;
+    if constexpr (kHalf) half = (__m256bh)_mm256_loadu_si256((const __m256i*)(panel + kFull * kLanes));
 #pragma GCC unroll 16
     for (int m = 0; m < MB; ++m) {
       int32_t pair;
       std::memcpy(&pair, a.data + m * a.row_stride + k * a.k_stride, sizeof pair);
       const __m512bh broadcast = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) acc[m][v] = (V)_mm512_dpbf16_ps((__m512)acc[m][v], broadcast, weight[v]);
+      for (int v = 0; v < kFull; ++v)
+        sums.full[m][v] = (V)_mm512_dpbf16_ps((__m512)sums.full[m][v], broadcast, weight[v]);
+      if constexpr (kHalf)
+        sums.half[m] =
+            (typename S::Half)_mm256_dpbf16_ps((__m256)sums.half[m], (__m256bh)S::low_half((V)broadcast), half);
     }
     return;
   } else
@@ -150,9 +174,14 @@ RNNFAST_INLINE void multiply_add(typename Simd<ComputeOf<E>>::V (&acc)[MB][NV], 
     for (int v = 0; v < NV; ++v) weight[v] = S::load(panel + v * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < MB; ++m) {
-      const V broadcast = S::set(a.data[m * a.row_stride + k * a.k_stride]);
+      const C value = a.data[m * a.row_stride + k * a.k_stride];
+      const V broadcast = S::set(value);
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) acc[m][v] += broadcast * weight[v];
+      for (int v = 0; v < kFull; ++v) sums.full[m][v] += broadcast * weight[v];
+      if constexpr (kHalf && kFull > 0)
+        sums.half[m] += S::low_half(broadcast) * S::low_half(weight[kFull]);
+      else if constexpr (kHalf)  // so that the multiply itself broadcasts from memory
+        sums.half[m] += (value - typename S::Half{}) * S::low_half(weight[kFull]);
     }
   }
 }
@@ -164,9 +193,10 @@ constexpr int64_t kChainDepth = 256;
 // of fma (4 cycles, 2 a cycle), so small tiles run two chains over k; with
 // 16 registers only those of one row, or rounding would depend on where threads cut the tiles of a weight gradient.
 // bfloat16: depth is even (operands are zero-padded).
-template <class E, int NV, int MB>
+template <class E, int NV, int MB, bool kHalf>
 void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t depth, const E* panel, bool add) {
   using V = typename Simd<ComputeOf<E>>::V;
+  constexpr int kFull = Sums<ComputeOf<E>, NV, MB, kHalf>::kFull;
   constexpr int kStep = kPair<E>;
   constexpr int64_t kPanelStep = int64_t(NV) * Simd<ComputeOf<E>>::kLanes * kStep;
   constexpr int kChains = MB * NV <= 8 && MB * NV * 2 <= kAccumulators && (kAccumulators == 24 || MB == 1) ? 2 : 1;
@@ -174,50 +204,71 @@ void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t de
   do {
     const int64_t end = std::min(depth, k + kChainDepth);
     const bool first = k == 0 && !add;
-    V acc[kChains][MB][NV];
+    Sums<ComputeOf<E>, NV, MB, kHalf> sums[kChains];
 #pragma GCC unroll 2
     for (int chain = 0; chain < kChains; ++chain)
 #pragma GCC unroll 16
-      for (int m = 0; m < MB; ++m)
+      for (int m = 0; m < MB; ++m) {
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[chain][m][v] = V{};
+        for (int v = 0; v < kFull; ++v) sums[chain].full[m][v] = V{};
+        if constexpr (kHalf) sums[chain].half[m] = typename Simd<ComputeOf<E>>::Half{};
+      }
     for (; k + kChains * kStep <= end; k += kChains * kStep, panel += kChains * kPanelStep) {
 #pragma GCC unroll 2
       for (int chain = 0; chain < kChains; ++chain)
-        multiply_add<E, NV, MB>(acc[chain], a, k + chain * kStep, panel + chain * kPanelStep);
+        multiply_add<E, NV, MB, kHalf>(sums[chain], a, k + chain * kStep, panel + chain * kPanelStep);
     }
-    if (k < end) multiply_add<E, NV, MB>(acc[0], a, k, panel);  // the odd one; only the last stretch can have it
+    if (k < end)
+      multiply_add<E, NV, MB, kHalf>(sums[0], a, k, panel);  // the odd one; only the last stretch can have it
     k = end;
 #pragma GCC unroll 16
     for (int m = 0; m < MB; ++m)
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) {
-        const V sum = kChains == 2 ? acc[0][m][v] + acc[kChains - 1][m][v] : acc[0][m][v];
+        const V sum = kChains == 2 ? sums[0].at(m, v) + sums[kChains - 1].at(m, v) : sums[0].at(m, v);
         out[m * NV + v] = first ? sum : out[m * NV + v] + sum;
       }
   } while (k < depth);
 }
 
-template <class E, int NV, int... kIndex>
+template <class E, int NV, bool kHalf, int... kIndex>
 void multiply_rows(typename Simd<ComputeOf<E>>::V* out, int rows, Operand<E> a, int64_t depth, const E* panel, bool add,
                    std::integer_sequence<int, kIndex...>) {
-  ((rows == kIndex + 1 ? multiply_tile<E, NV, kIndex + 1>(out, a, depth, panel, add) : void()), ...);
+  ((rows == kIndex + 1 ? multiply_tile<E, NV, kIndex + 1, kHalf>(out, a, depth, panel, add) : void()), ...);
 }
+
+template <class E, int NV>
+void multiply_vectors(typename Simd<ComputeOf<E>>::V* out, [[maybe_unused]] bool half, int rows, Operand<E> a,
+                      int64_t depth, const E* panel, bool add) {
+  constexpr std::make_integer_sequence<int, tile_rows(NV)> kRows;
+#if defined(__AVX512F__)
+  if (half) return multiply_rows<E, NV, true>(out, rows, a, depth, panel, add, kRows);
+#endif
+  multiply_rows<E, NV, false>(out, rows, a, depth, panel, add, kRows);
+}
+
+// Vectors of a panel block; `half`: columns stand in the lower half of the last one only, which costs half the time
+// where 64 byte vectors take two passes (Zen 4).
+struct PanelWidth {
+  int vectors;
+  bool half;
+  operator int() const { return vectors; }
+};
 
 // out[rows][vectors] = A[rows, depth] * panel, rows <= tile_rows(vectors), vectors <= kMaxVectors. Every product of the
 // kernels goes through here; what follows it (activations, gradients) works on `out`, a few cache lines on the stack.
 template <class E>
-void multiply(typename Simd<ComputeOf<E>>::V* out, int vectors, int rows, Operand<E> a, int64_t depth, const E* panel,
-              bool add = false) {
-  switch (vectors) {
+void multiply(typename Simd<ComputeOf<E>>::V* out, PanelWidth width, int rows, Operand<E> a, int64_t depth,
+              const E* panel, bool add = false) {
+  switch (width.vectors) {
     case 1:
-      return multiply_rows<E, 1>(out, rows, a, depth, panel, add, std::make_integer_sequence<int, tile_rows(1)>());
+      return multiply_vectors<E, 1>(out, width.half, rows, a, depth, panel, add);
     case 2:
-      return multiply_rows<E, 2>(out, rows, a, depth, panel, add, std::make_integer_sequence<int, tile_rows(2)>());
+      return multiply_vectors<E, 2>(out, width.half, rows, a, depth, panel, add);
     case 3:
-      return multiply_rows<E, 3>(out, rows, a, depth, panel, add, std::make_integer_sequence<int, tile_rows(3)>());
+      return multiply_vectors<E, 3>(out, width.half, rows, a, depth, panel, add);
     case 4:
-      return multiply_rows<E, 4>(out, rows, a, depth, panel, add, std::make_integer_sequence<int, tile_rows(4)>());
+      return multiply_vectors<E, 4>(out, width.half, rows, a, depth, panel, add);
   }
 }
 
@@ -243,10 +294,10 @@ struct PanelShape {
     const int units = int(columns_in(block));
     return dense && ceil_div(units * gates, kLanes) < gates ? units : kLanes;
   }
-  // Vectors of a block's panel.
-  int width(int64_t block) const {
-    if (gates == 1) return int(first_vector(block + 1) - first_vector(block));
-    return int(ceil_div(gate_stride(block) * gates, kLanes));
+  PanelWidth width(int64_t block) const {
+    const int64_t columns = gates == 1 ? columns_in(block) : gate_stride(block) * gates;
+    const int64_t vectors = ceil_div(columns, kLanes);
+    return {int(vectors), vectors * kLanes - columns >= kLanes / 2};
   }
   // Elements, per k, of the panels before a block; all, at blocks().
   int64_t position(int64_t block) const {

@@ -155,7 +155,7 @@ class OuterSum {
     const bool is_first = block.is_first, is_last = block.is_last;
     V acc[kAccumulators];
     for (int64_t panel = 0; panel < shape.blocks(); ++panel) {
-      const int width = shape.width(panel);
+      const PanelWidth width = shape.width(panel);
       const int64_t column = shape.first_vector(panel) * kLanes;
       const int64_t wanted = std::min<int64_t>(width * kLanes, product.columns - column);
       pack_right(product, block, column, wanted, width);

@@ -47,6 +47,20 @@ struct Simd {
     for (int lane = 0; lane < count; ++lane) p[lane] = v[lane];
   }
 
+#if defined(__AVX512F__)
+  typedef T Half __attribute__((vector_size(RNNFAST_VECTOR_BYTES / 2)));
+  static RNNFAST_INLINE Half low_half(V v) {
+    if constexpr (sizeof(T) == 4)
+      return (Half)_mm512_castps512_ps256((__m512)v);
+    else
+      return (Half)_mm512_castpd512_pd256((__m512d)v);
+  }
+  // With zeros in the upper half.
+  static RNNFAST_INLINE V from_half(Half v) {
+    return (V)_mm512_maskz_insertf64x4(0xff, _mm512_setzero_pd(), (__m256d)v, 0);
+  }
+#endif
+
   static RNNFAST_INLINE V clamp(V x, T low, T high) {
     // The comparison is two instructions per bound; x86's max and min are one, and return their second operand for NaN.
     if constexpr (sizeof(T) == 4) {
