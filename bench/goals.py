@@ -156,7 +156,8 @@ def _is_kind(kind: str) -> Callable[[Record], bool]:
 
 def _is_call(form: str | None, mode: str, seq_len: int = 1) -> Callable[[Record], bool]:
     def where(record: Record) -> bool:
-        return form in (None, record["form"]) and (record["mode"], record["seq_len"]) == (mode, seq_len)
+        one_layer = record["num_layers"] == 1
+        return one_layer and form in (None, record["form"]) and (record["mode"], record["seq_len"]) == (mode, seq_len)
 
     return where
 

@@ -37,9 +37,11 @@ def cpu_grid() -> Iterator[Experiment]:
 
 
 def calls() -> Iterator[Experiment]:
-    """One call of one step; and cells in training, where the weights change before every loop of 1 or 20 calls."""
+    """One call of one step, also of a stack; cells in training, where the weights change before 1 or 20 calls."""
     for cell, form, mode in product(CELLS, ("padded", "cell"), ("inference", "forward", "training")):
         yield Experiment("calls", Case(cell, mode, 64, 1, seq_len=1, form=form))
+    for cell, num_layers in product(CELLS, (2, 4)):
+        yield Experiment("calls", Case(cell, "inference", 64, 1, seq_len=1, num_layers=num_layers))
     for cell, hidden, batch, steps in product(CELLS, (64, 128, 256, 512), (1, 16), (1, 20)):
         yield Experiment("calls", Case(cell, "step", hidden, batch, seq_len=steps, form="cell"))
 

@@ -352,7 +352,7 @@ def test_rounds_that_waited_for_a_core_are_left_out():
 
 def test_last_line():
     def record(name, speedup, contended=False):
-        return {"name": name, "speedup": speedup, "contended": contended}
+        return {"name": name, "section": "grid", "speedup": speedup, "contended": contended}
 
     records = [record("a", 4.0), record("b", 1.0), record("wrong", None), record("disturbed", 99.0, contended=True)]
     assert report.last_line(records) == "geomean speedup 2.00x over 2 cases, min 1.00x (b)"

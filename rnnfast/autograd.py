@@ -7,6 +7,7 @@ Both have forward(ctx, ...), for the split into forward and setup_context costs 
 call, 20 of the 50 us of a small one, and would make results of what is merely saved.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -158,6 +159,27 @@ def layer(
             return _Layer.apply(namespace, cell, batch_sizes, lengths, input, *states, *weights)
         return _apply_layer(namespace, cell, batch_sizes, lengths, input, *states, *weights)
     return op.layer.infer(input, *states, weights, batch_sizes, lengths, *op.flags)
+
+
+def stack(
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    num_layers: int,
+    dropout: float = 0.0,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    namespace: str = "rnnfast",
+) -> tuple[Tensor, ...]:
+    """A stack of layers through the operators, differentiable; the arguments and results of `reference.stack`."""
+    if num_layers == 1:
+        return layer(cell, input, states, weights, batch_sizes, lengths, namespace)
+    if dropout != 0 or (torch.is_grad_enabled() and _any_requires_grad(weights, input, states)):
+        each = functools.partial(layer, namespace=namespace)
+        return reference.stack(each, cell, input, states, weights, num_layers, dropout, batch_sizes, lengths)
+    op = OPERATORS[namespace][cell]
+    return op.layer.infer(input, *states, weights, batch_sizes, lengths, *op.flags, num_layers)
 
 
 def step(

@@ -1,7 +1,7 @@
 """lstm, gru, rnn_tanh and rnn_relu on plain tensors: layers, directions, packing, dropout and autocast.
 
 The arguments are those of torch's own operators (torch._VF.lstm and so on), named; the results are theirs too. The
-backend is chosen once per call (select.py) and runs one layer at a time.
+backend is chosen once per call (select.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -106,46 +106,17 @@ def _run(call, backend, input, states, weights):
         return backend.step(call.cell, input, states, weights)
     transposed = call.batch_first and call.batch_sizes is None
     output = input.transpose(0, 1) if transposed else input
-    results = stack(
-        backend.layer,
+    results = backend.stack(
         call.cell,
         output,
         states,
         weights,
         call.num_layers,
-        1 + call.bidirectional,
         call.dropout if call.training else 0.0,
         call.batch_sizes,
         call.lengths,
     )
     return (results[0].transpose(0, 1), *results[1:]) if transposed else results
-
-
-def stack(
-    layer: Callable[..., tuple[Tensor, ...]],
-    cell: str,
-    input: Tensor,
-    states: Sequence[Tensor | None],
-    weights: Sequence[Tensor],
-    num_layers: int,
-    directions: int,
-    dropout: float = 0.0,
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """(output, *final states) of a stack, each layer by `layer`; `states` are those of all layers, None for zeros."""
-    if num_layers == 1:
-        return layer(cell, input, states, weights, batch_sizes, lengths)
-    per_layer = len(weights) // num_layers
-    each = [(None,) * num_layers if state is None else state.split(directions) for state in states]
-    output, finals = input, []
-    for k, *own_states in zip(range(num_layers), *each, strict=True):
-        if k > 0 and dropout != 0:
-            output = torch.dropout(output, dropout, True)
-        own_weights = weights[k * per_layer : (k + 1) * per_layer]
-        output, *final = layer(cell, output, own_states, own_weights, batch_sizes, lengths)
-        finals.append(final)
-    return (output, *map(torch.cat, zip(*finals, strict=True)))
 
 
 def _autocast_results(call: Call, states: Sequence[Tensor], low: torch.dtype) -> tuple[torch.dtype, ...]:

@@ -132,13 +132,12 @@ class _Recurrent(_Drop):
                 return None
             if self.batch_first:
                 input = input.transpose(0, 1)
-            layers = self.num_layers, 1 + self.bidirectional
             if cell == "lstm":
                 states = _NONE if hx is None else _states(cell, hx)
-                output, *hidden = functional.stack(autograd.layer, cell, input, states, weights, *layers)
+                output, *hidden = autograd.stack(cell, input, states, weights, self.num_layers)
                 hidden = tuple(hidden)
             else:
-                output, hidden = functional.stack(autograd.layer, cell, input, (hx,), weights, *layers)
+                output, hidden = autograd.stack(cell, input, (hx,), weights, self.num_layers)
             return output.transpose(0, 1) if self.batch_first else output, hidden
         except Exception:
             return None

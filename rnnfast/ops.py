@@ -3,7 +3,8 @@
 Every namespace holds the same operators: "rnnfast" those of the compiled libraries, the one for the CPU and the one for
 CUDA; "rnnfast_triton" those of the Triton kernels, which may be asked for on the same tensors.
 
-One operator is one layer with all its directions, input projection included. In every schema:
+One operator is one layer with all its directions, input projection included; `infer` is a stack of `num_layers` of
+them, 1 if it isn't given, with the weights and states of all layers in torch.nn's order. In every schema:
 
     input         [T, B, I] of any strides, or packed [sum(batch_sizes), I]
     hx, cx        [D, B, Hout], [D, B, H] of any strides, or None for zeros (not with batch_sizes); D = 1 or 2
@@ -46,6 +47,7 @@ def _define(library: torch.library.Library, cell: str, states: int, saved_widths
     inputs = f"Tensor input, {tensors('Tensor? {}x')}"
     layer = f"{inputs}, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths{flags}"
     step = f"{inputs}, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh{flags}"
+    arguments = states + 3 + bool(flags)  # of `layer`, after the input
     saved = "".join(f", Tensor saved_{i}" for i in range(len(saved_widths)))
     known = saved or ", Tensor h_n"
     finals, incoming = tensors("Tensor {}_n"), tensors("Tensor? grad_{}_n")
@@ -53,12 +55,15 @@ def _define(library: torch.library.Library, cell: str, states: int, saved_widths
     grads = f"(Tensor grad_input, {tensors('Tensor grad_{}x')}, Tensor[] grad_weights)"
 
     def fake_infer(input, *rest):
+        (num_layers,) = rest[arguments:] or (1,)
         given, weights = rest[:states], rest[states]
         _check_one_device(input, *given, *weights)
-        shapes = _state_shapes(input, given, weights)
-        directions, _, output_size = shapes[0]
+        (directions, batch, output_size), *others = _state_shapes(input, given, weights[: len(weights) // num_layers])
+        if given[0] is not None:
+            directions //= num_layers
         output = input.new_empty(*input.shape[:-1], directions * output_size)
-        return (output, *map(input.new_empty, shapes))
+        sizes = [output_size, *(shape[-1] for shape in others)]
+        return (output, *(input.new_empty(num_layers * directions, batch, size) for size in sizes))
 
     def fake_fwd(input, *rest):
         return (*fake_infer(input, *rest), *fake_saved(input, _state_shapes(input, rest[:states], rest[states])))
@@ -104,7 +109,7 @@ def _define(library: torch.library.Library, cell: str, states: int, saved_widths
         )
 
     for schema, fake in (
-        (f"{cell}_infer({layer}) -> (Tensor output, {finals})", fake_infer),
+        (f"{cell}_infer({layer}, int num_layers=1) -> (Tensor output, {finals})", fake_infer),
         (f"{cell}_fwd({layer}) -> (Tensor output, {finals}{saved})", fake_fwd),
         (f"{cell}_bwd(Tensor? grad_output, {incoming}, {layer}, Tensor output{saved}, {needs}) -> {grads}", fake_bwd),
         (f"{cell}_step_infer({step}) -> ({finals})", fake_step_infer),

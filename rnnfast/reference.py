@@ -4,7 +4,7 @@ It is a backend of its own (slow, always there), the only one that takes `length
 re-expression that double backward differentiates. Notation and gate order are torch.nn's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,32 @@ def layer(
     if batch_sizes is not None:
         output = output[places]
     return (output, *map(torch.stack, zip(*finals, strict=True)))
+
+
+def stack(
+    layer: Callable[..., tuple[Tensor, ...]],
+    cell: str,
+    input: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    num_layers: int,
+    dropout: float = 0.0,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """(output, *final states) of a stack, each layer by `layer`; weights and states (None: zeros) are those of all."""
+    if num_layers == 1:
+        return layer(cell, input, states, weights, batch_sizes, lengths)
+    per_layer = len(weights) // num_layers
+    each = [(None,) * num_layers if state is None else state.split(state.size(0) // num_layers) for state in states]
+    output, finals = input, []
+    for k, *own_states in zip(range(num_layers), *each, strict=True):
+        if k > 0 and dropout != 0:
+            output = torch.dropout(output, dropout, True)
+        own_weights = weights[k * per_layer : (k + 1) * per_layer]
+        output, *final = layer(cell, output, own_states, own_weights, batch_sizes, lengths)
+        finals.append(final)
+    return (output, *map(torch.cat, zip(*finals, strict=True)))
 
 
 def step(cell: str, input: Tensor, states: Sequence[Tensor | None], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:

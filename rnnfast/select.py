@@ -29,7 +29,7 @@ STEP_DTYPES = DTYPES[:2]
 
 
 class Backend(NamedTuple):
-    """One implementation. `layer` and `step` run one (see reference.py); None: torch's own operator runs it all."""
+    """One implementation. `stack` and `step` run one (see reference.py); None: torch's own operator runs it all."""
 
     name: str
     device: str | None
@@ -38,7 +38,7 @@ class Backend(NamedTuple):
     """Why it can run nothing here, or None."""
     refuses: Callable[[Call], str | None]
     """Why it cannot run this call, or None."""
-    layer: Callable[..., tuple[Tensor, ...]] | None
+    stack: Callable[..., tuple[Tensor, ...]] | None
     step: Callable[..., tuple[Tensor, ...]] | None
 
 
@@ -176,13 +176,13 @@ def _by_cuda(run: Callable[..., tuple[Tensor, ...]], namespace: str) -> Callable
     return run_here
 
 
-CPU = Backend("cpu", "cpu", lambda: _ext.failure, _cpu_refuses, autograd.layer, autograd.step)
+CPU = Backend("cpu", "cpu", lambda: _ext.failure, _cpu_refuses, autograd.stack, autograd.step)
 CUDA = Backend(
     "cuda",
     "cuda",
     _cuda_unavailable,
     _cuda_refuses,
-    _by_cuda(autograd.layer, "rnnfast"),
+    _by_cuda(autograd.stack, "rnnfast"),
     _by_cuda(autograd.step, "rnnfast"),
 )
 TRITON = Backend(
@@ -190,7 +190,7 @@ TRITON = Backend(
     "cuda",
     _triton_unavailable,
     _triton_refuses,
-    functools.partial(autograd.layer, namespace="rnnfast_triton"),
+    functools.partial(autograd.stack, namespace="rnnfast_triton"),
     functools.partial(autograd.step, namespace="rnnfast_triton"),
 )
 EMULATOR = Backend(
@@ -198,11 +198,18 @@ EMULATOR = Backend(
     None,
     lambda: _ext.emulator_failure,
     _emulator_refuses,
-    _by_cuda(autograd.layer, _ext.EMULATOR_NAMESPACE),
+    _by_cuda(autograd.stack, _ext.EMULATOR_NAMESPACE),
     _by_cuda(autograd.step, _ext.EMULATOR_NAMESPACE),
 )
 ATEN = Backend("aten", None, lambda: None, _aten_refuses, None, None)
-REFERENCE = Backend("reference", None, lambda: None, lambda call: None, reference.layer, reference.step)
+REFERENCE = Backend(
+    "reference",
+    None,
+    lambda: None,
+    lambda call: None,
+    functools.partial(reference.stack, reference.layer),
+    reference.step,
+)
 BACKENDS = {backend.name: backend for backend in (CPU, CUDA, TRITON, EMULATOR, ATEN, REFERENCE)}
 """In the order of preference."""
 OURS = CPU, CUDA, TRITON  # those whose kernels make a device faster

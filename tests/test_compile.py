@@ -148,7 +148,7 @@ def test_one_operator_per_layer_whatever_the_length(cell):
         assert rnnfast_ops(backward) == [f"{name}_bwd"] * 2
         with torch.no_grad():
             compiled(torch.randn(seq_len, 2, 3))
-        assert rnnfast_ops(counter.graphs[-1]) == [f"{name}_infer"] * 2
+        assert rnnfast_ops(counter.graphs[-1]) == [f"{name}_infer"]  # the whole stack
         sizes.add(tuple(len(graph) for graph in counter.graphs))
     assert len(sizes) == 1
 

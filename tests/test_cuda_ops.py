@@ -16,6 +16,7 @@ import torch
 from emulated import NAMESPACE, check, needs_emulator
 from harness import CELLS, Case
 from test_ops import (  # noqa: F401
+    test_a_stack_is_its_layers,
     test_gradients_not_needed_are_empty,
     test_missing_gradients_count_as_zero,
     test_results_are_fresh_contiguous_and_repeatable,
@@ -28,6 +29,7 @@ from test_ops_checks import (  # noqa: F401
     test_lstm_refuses_cx,
     test_other_devices_and_layouts_are_refused,
     test_projection_shapes_are_checked,
+    test_stack_refuses,
     test_step_refuses,
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import harness
 import pytest
@@ -25,7 +26,7 @@ def test_extension_is_loaded():
 
 
 def arguments(case: Case) -> tuple:
-    """(input, *states, weights, batch_sizes, lengths, *flags) of a one-layer case."""
+    """(input, *states, weights, batch_sizes, lengths, *flags) of a case, and num_layers where it has several."""
     data, op = harness.Data(case), OPS[case.cell]
     weights = [p.detach() for p in harness.make_module(torch.nn, case).parameters()]
     x, batch_sizes, lengths = harness.laid_out(data.input, case, case.T), None, None
@@ -34,7 +35,7 @@ def arguments(case: Case) -> tuple:
     elif case.ragged:
         lengths = data.lengths
     states = [harness.laid_out(state, case) for state in (data.hx, data.cx)[: op.states]]
-    return (x, *states, weights, batch_sizes, lengths, *op.flags)
+    return (x, *states, weights, batch_sizes, lengths, *op.flags, *([case.layers] if case.layers > 1 else []))
 
 
 def backward_arguments(case: Case, needs=(True, True, True), given=None) -> tuple:
@@ -60,6 +61,33 @@ def test_opcheck(case):
     torch.library.opcheck(op.layer.infer, arguments(case))
     torch.library.opcheck(op.layer.fwd, arguments(case))
     torch.library.opcheck(op.layer.bwd, backward_arguments(case))
+
+
+STACKS = [replace(case, layers=3) for case in CASES]
+
+
+@pytest.mark.parametrize("case", STACKS[::5] + STACKS[-1:], ids=str)
+def test_opcheck_stack(case):
+    torch.library.opcheck(OPS[case.cell].layer.infer, arguments(case))
+
+
+@pytest.mark.parametrize("case", STACKS, ids=str)
+def test_a_stack_is_its_layers(case):
+    """What its layers give one after the other, with and without states; the fake kernel knows the shapes."""
+    op, args = OPS[case.cell], arguments(case)
+    given, (weights, *rows) = args[1 : 1 + op.states], args[1 + op.states : -1]
+    each, d = len(weights) // case.layers, case.directions
+    for states in (given, [None] * op.states) if case.ragged != "sorted" else (given,):
+        output, finals = args[0], []
+        for k in range(case.layers):
+            own = [state if state is None else state[k * d : (k + 1) * d] for state in states]
+            output, *final = op.layer.infer(output, *own, weights[k * each : (k + 1) * each], *rows)
+            finals.append(final)
+        stack = (args[0], *states, weights, *rows, case.layers)
+        found, expected = op.layer.infer(*stack), (output, *map(torch.cat, zip(*finals, strict=True)))
+        for actual, wanted in zip(found, expected, strict=True):
+            assert actual.shape == wanted.shape and actual.is_contiguous() and close(actual, wanted)
+        torch.library.opcheck(op.layer.infer, stack, test_utils=("test_schema", "test_faketensor"))
 
 
 def step_arguments(case: Case, given: bool = True) -> tuple:

@@ -161,6 +161,24 @@ def test_other_devices_and_layouts_are_refused(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_stack_refuses(cell):
+    case = Case(cell, **SMALL, layers=3)
+    infer, good = OPS[cell].layer.infer, arguments(case)
+    for num_layers in (-3, 0, 2, 5):
+        with pytest.raises(RuntimeError, match="weights|hx"):
+            infer(*good[:-1], num_layers)
+    for change, word in [
+        ({"weights": weight(4, lambda w: w[:, 1:])}, "weights"),
+        ({"weights": weight(9, lambda w: w.double())}, "weights"),
+        ({"weights": weight(10, lambda b: b[1:])}, "weights"),
+        ({"hx": lambda h: h[:2]}, "hx"),
+        ({"hx": lambda h: h[..., 1:]}, "hx"),
+    ]:
+        with pytest.raises(RuntimeError, match=word):
+            infer(*changed(case, **change))
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_step_refuses(cell):
     op, case = OPS[cell], Case(cell, **SMALL)
     good = step_arguments(case)

@@ -61,6 +61,18 @@ def test_stacks(case):
     check(case)
 
 
+# Inference that two threads share, where a layer is too little for them: a wavefront (csrc/cpu/wavefront.inl.h).
+WAVES = [
+    Case(cell, 120, 2, 9, 70, layers=3, threads=2, dtype=dtype) for cell in CELLS for dtype in (torch.float32, BF16)
+]
+WAVES += [Case("lstm", 120, 2, 9, 71, proj=33, layers=4, threads=3, hx=False, dtype=dtype) for dtype in (F64, F16)]
+
+
+@pytest.mark.parametrize("case", WAVES, ids=str)
+def test_stacks_of_several_threads(case):
+    check(case)
+
+
 # Rows enough for several stretches of backward and three blocks of the weights' gradients, of odd numbers; odd sizes
 # everywhere.
 MANY_ROWS = {"T": 33, "B": 65, "I": 5, "H": 13, "seed": 9}

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import harness
 import pytest
@@ -65,9 +66,33 @@ def test_busy_cores_change_no_result(cell, proj):
         assert all(same(expected, step(module, data, cell)) for _ in range(4))
 
 
-def busy_threads(cell: str, threads: int) -> int:
+STACKS = [Case(cell, T=150, B=1, I=40, H=70, layers=3) for cell in CELLS]
+STACKS += [Case("lstm", T=150, B=5, I=40, H=70, proj=33, layers=10), Case("gru", T=151, B=2, I=9, H=70, layers=9)]
+STACKS += [Case(cell, T=150, B=3, I=40, H=71, layers=4, dtype=torch.bfloat16) for cell in CELLS]
+
+
+@pytest.mark.parametrize("case", STACKS, ids=str)
+def test_a_wavefront_gives_what_one_thread_does(case):
+    """Layers at different steps on different threads, as many as cores and (never in step) many more."""
+    module, data = harness.make_module(rnnfast, case), harness.Data(case)
+    with torch.no_grad(), rnnfast.backend("cpu", strict=True):
+        x = data.input.to(case.dtype)
+        hx, cx = data.hx.to(case.dtype), data.cx.to(case.dtype)
+        states = (hx, cx) if case.cell == "lstm" else hx
+
+        def results() -> list[torch.Tensor]:
+            output, final = module(x, states)
+            return [output, *(final if case.cell == "lstm" else (final,))]
+
+        with num_threads(1):
+            expected = results()
+        for threads in (2, 3, 4 * (os.cpu_count() or 1)):
+            with num_threads(threads):
+                assert all(same(expected, results()) for _ in range(4))
+
+
+def busy_threads(case: Case, threads: int) -> int:
     """How many OS threads of this process burn CPU while the kernels run."""
-    case = Case(cell, T=300, B=96, I=64, H=128)
     module, data = harness.make_module(rnnfast, case), harness.Data(case)
 
     def ticks() -> dict[str, int]:
@@ -92,9 +117,18 @@ def busy_threads(cell: str, threads: int) -> int:
     not os.path.isdir("/proc/self/task"), reason="/proc/self/task (per-thread CPU times of Linux) is missing"
 )
 def test_set_num_threads_is_followed():
-    assert busy_threads("gru", 1) == 1
-    assert busy_threads("gru", 2) == 2
-    assert busy_threads("lstm", 1) == 1
+    assert busy_threads(Case("gru", T=300, B=96, I=64, H=128), 1) == 1
+    assert busy_threads(Case("gru", T=300, B=96, I=64, H=128), 2) == 2
+    assert busy_threads(Case("lstm", T=300, B=96, I=64, H=128), 1) == 1
+
+
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/task"), reason="/proc/self/task (per-thread CPU times of Linux) is missing"
+)
+def test_layers_share_threads_that_one_cannot_fill():
+    case = Case("gru", T=300, B=1, I=32, H=32)
+    assert busy_threads(case, 2) == 1
+    assert busy_threads(replace(case, layers=4), 2) == 2
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one-module", "own-modules"])

@@ -23,6 +23,7 @@ from test_ops_checks import (  # noqa: F401  these run here with the Triton oper
     test_lstm_refuses_cx,
     test_other_devices_and_layouts_are_refused,
     test_projection_shapes_are_checked,
+    test_stack_refuses,
     test_step_refuses,
 )
 
@@ -48,6 +49,12 @@ def triton_operators(monkeypatch):
 def test_opcheck(cell, options, variant):
     """The fake kernels tell what the launchers allocate, strides included."""
     test_ops.test_opcheck(Case(cell, **SMALL, **options, **variant))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=["padded", "packed", "lengths"])
+@pytest.mark.parametrize(("cell", "options"), KINDS)
+def test_a_stack_is_its_layers(cell, options, variant):
+    test_ops.test_a_stack_is_its_layers(Case(cell, **SMALL, layers=2, **options, **variant))
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -76,11 +76,12 @@ inline void check_like(const Tensor& tensor, std::initializer_list<int64_t> expe
   check_shape(tensor, facts, expected, name);
 }
 
-// Sizes of one layer, read off its tensors and checked against each other.
+// Sizes of a layer, or of the first of a stack, read off its tensors and checked against each other.
 struct LayerSizes {
   int64_t steps, batch;  // steps: 0 for packed input
   int64_t rows;          // T * B, or sum(batch_sizes)
   int64_t input_size, hidden_size, proj_size, directions;
+  int64_t num_layers;
   int64_t weights_per_direction;
   bool has_biases;
   int64_t output_size() const { return proj_size ? proj_size : hidden_size; }
@@ -97,7 +98,9 @@ struct LayerInputs {
   const std::optional<Tensor>&batch_sizes, &lengths;
 };
 
-inline LayerSizes check_layer(const LayerInputs& in) {
+// num_layers: of a stack, where each layer has the output of the one before it as its input, and `in` the weights and
+// states of all.
+inline LayerSizes check_layer(const LayerInputs& in, int64_t num_layers = 1) {
   const Tensor& input = in.input;
   const std::vector<Tensor>& weights = in.weights;
   const bool packed = in.batch_sizes.has_value();
@@ -107,10 +110,13 @@ inline LayerSizes check_layer(const LayerInputs& in) {
   STD_TORCH_CHECK(x.dim == dims, "input: expected ", dims, " dimensions, got shape ", shape_text(input));
 
   // Biases are vectors, so four weights are one direction with biases or two without.
-  const int64_t count = int64_t(weights.size()), most = in.cell == Cell::kLstm ? 5 : 4;
+  const int64_t total = int64_t(weights.size()), most = in.cell == Cell::kLstm ? 5 : 4;
+  STD_TORCH_CHECK(num_layers > 0 && total % num_layers == 0, "weights: expected as many for each of ", num_layers,
+                  " layers, got ", total);
+  const int64_t count = total / num_layers;
   const int64_t directions = count > 5 || (count == 4 && weights[2].dim() == 2) ? 2 : 1, each = count / directions;
   STD_TORCH_CHECK(count % directions == 0 && each >= 2 && each <= most && (each != 3 || in.cell == Cell::kLstm),
-                  "weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got ", count);
+                  "weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got ", total);
   const bool projected = each % 2 == 1;
   const Facts weight_ih(weights[0]), weight_hh(weights[1]);
   STD_TORCH_CHECK(weight_ih.dim == 2 && weight_ih.sizes[0] % gate_count(in.cell) == 0, "weight_ih: expected shape [",
@@ -119,6 +125,7 @@ inline LayerSizes check_layer(const LayerInputs& in) {
 
   LayerSizes sizes{};
   sizes.directions = directions;
+  sizes.num_layers = num_layers;
   sizes.weights_per_direction = each;
   sizes.has_biases = each >= 4;
   sizes.hidden_size = weight_ih.sizes[0] / gate_count(in.cell);
@@ -127,7 +134,7 @@ inline LayerSizes check_layer(const LayerInputs& in) {
   sizes.rows = packed || in.step ? x.sizes[0] : x.sizes[0] * x.sizes[1];
   STD_TORCH_CHECK(!packed || in.hx, "hx: expected a tensor with batch_sizes, got None");
   STD_TORCH_CHECK(!in.hx || in.hx->dim() == (in.step ? 2 : 3), "hx: expected ",
-                  in.step ? "[batch, size]" : "[directions, batch, size]", ", got ", shape_text(*in.hx));
+                  in.step ? "[batch, size]" : "[layers * directions, batch, size]", ", got ", shape_text(*in.hx));
   sizes.proj_size = !projected ? 0 : in.hx ? in.hx->size(2) : weight_hh.sizes[1];
   sizes.batch = packed ? in.hx->size(1) : x.sizes[dims - 2];
   STD_TORCH_CHECK(packed || sizes.steps > 0, "input: expected at least one time step, got shape ", shape_text(input));
@@ -136,11 +143,12 @@ inline LayerSizes check_layer(const LayerInputs& in) {
                   ", weight_ih ", shape_text(weights[0]), ", weight_hh ", shape_text(weights[1]));
 
   const int64_t gate_rows = weight_ih.sizes[0];
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < total; ++i) {
     const Name name{"weights", i};
     const int64_t kind = i % each;
     if (kind == 0)
-      check_like(weights[i], {gate_rows, sizes.input_size}, input, x, name);
+      check_like(weights[i], {gate_rows, i < count ? sizes.input_size : directions * sizes.output_size()}, input, x,
+                 name);
     else if (kind == 1)
       check_like(weights[i], {gate_rows, sizes.output_size()}, input, x, name);
     else if (projected && kind == each - 1)
@@ -151,7 +159,7 @@ inline LayerSizes check_layer(const LayerInputs& in) {
   const auto check_state = [&](const std::optional<Tensor>& state, int64_t size, Name name) {
     if (!state) return;
     in.step ? check_like(*state, {sizes.batch, size}, input, x, name)
-            : check_like(*state, {directions, sizes.batch, size}, input, x, name);
+            : check_like(*state, {num_layers * directions, sizes.batch, size}, input, x, name);
   };
   check_state(in.hx, sizes.output_size(), {"hx"});
   check_state(in.cx, sizes.hidden_size, {"cx"});

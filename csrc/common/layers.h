@@ -1,4 +1,4 @@
-// One layer with all its directions, forward and backward: what a library implements and operators.h registers.
+// Layers with all their directions, forward and backward: what a library implements and operators.h registers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -29,6 +29,8 @@ struct Incoming {
 };
 
 Forward forward_layer(const LayerInputs& in, bool save);
+// A stack of layers, saving nothing; `in` has the weights and states of all of them.
+Forward forward_stack(const LayerInputs& in, int64_t num_layers);
 
 // What forward returned. For a step `output` is its h_n, whose gradient is Incoming::h_n; only the RNN's is read.
 struct Known {

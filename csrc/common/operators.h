@@ -25,8 +25,8 @@ const OptionalTensor kNone;
 // ---- layers
 
 OneState rnn_infer(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
-                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool relu) {
-  Forward f = forward_layer({Cell::kRnn, relu, false, input, hx, kNone, weights, batch_sizes, lengths}, false);
+                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool relu, int64_t num_layers) {
+  Forward f = forward_stack({Cell::kRnn, relu, false, input, hx, kNone, weights, batch_sizes, lengths}, num_layers);
   return {std::move(f.output), std::move(f.h_n)};
 }
 OneState rnn_fwd(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
@@ -35,8 +35,8 @@ OneState rnn_fwd(const Tensor& input, const OptionalTensor& hx, const Tensors& w
   return {std::move(f.output), std::move(f.h_n)};
 }
 OneState gru_infer(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
-                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths) {
-  Forward f = forward_layer({Cell::kGru, false, false, input, hx, kNone, weights, batch_sizes, lengths}, false);
+                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths, int64_t num_layers) {
+  Forward f = forward_stack({Cell::kGru, false, false, input, hx, kNone, weights, batch_sizes, lengths}, num_layers);
   return {std::move(f.output), std::move(f.h_n)};
 }
 TwoStates gru_fwd(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
@@ -45,8 +45,8 @@ TwoStates gru_fwd(const Tensor& input, const OptionalTensor& hx, const Tensors& 
   return {std::move(f.output), std::move(f.h_n), std::move(*f.gates)};
 }
 TwoStates lstm_infer(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, const Tensors& weights,
-                     const OptionalTensor& batch_sizes, const OptionalTensor& lengths) {
-  Forward f = forward_layer({Cell::kLstm, false, false, input, hx, cx, weights, batch_sizes, lengths}, false);
+                     const OptionalTensor& batch_sizes, const OptionalTensor& lengths, int64_t num_layers) {
+  Forward f = forward_stack({Cell::kLstm, false, false, input, hx, cx, weights, batch_sizes, lengths}, num_layers);
   return {std::move(f.output), std::move(f.h_n), std::move(f.c_n)};
 }
 TwoStatesSaved lstm_fwd(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, const Tensors& weights,

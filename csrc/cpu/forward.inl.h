@@ -26,13 +26,14 @@ class Forward {
   static constexpr int kGates = gate_count(kCell);
 
  public:
-  explicit Forward(const ForwardCall<E, C>& call)
+  // wave_steps: time steps of a chunk of a wavefront, which one thread at a time computes; 0: the layer is in none.
+  Forward(const ForwardCall<E, C>& call, int threads, int64_t wave_steps = 0)
       : call_(call),
         shape_(call.shape),
         schedule_(*call.schedule),
         output_size_(shape_.output_size()),
-        output_stride_(shape_.directions * output_size_),
-        plan_(make_plan(call)),
+        output_stride_(call.output_stride),
+        plan_(make_plan(call, threads, wave_steps)),
         grid_(plan_.grid),
         input_panels_{shape_.hidden_size, shape_.input_size, kGates, plan_.input != InputProduct::kInPlace},
         hidden_panels_{shape_.hidden_size, output_size_, kGates, plan_.input != InputProduct::kInPlace},
@@ -47,6 +48,15 @@ class Forward {
     if (!run_team(grid_.size(), [&](int thread) { run_thread(thread); })) return false;
     for (int d = 0; d < shape_.directions; ++d) store_final_states(d);
     return true;
+  }
+
+  // The same in parts, for a wavefront: first this, then every chunk in turn.
+  void prepare_wave() { prepare(member_of(0, 0)); }
+  void run_chunk_of_wave(int64_t chunk) {
+    Member member = member_of(0, 0);
+    const int64_t first = chunk * plan_.wave_steps, end = std::min(first + plan_.wave_steps, schedule_.steps);
+    run_chunk(member, first, end);
+    if (end == schedule_.steps) store_final_states(0);
   }
 
  private:
@@ -93,7 +103,8 @@ class Forward {
     const int64_t stride = std::min(blocks * kMaxVectors * kLanes, units * kGates);
     const int64_t step_rows = ceil_div(schedule_.batch, grid_.slices);
     // A chunk grows by whole steps until it holds chunk_rows_.
-    chunk_rows_ = std::max<int64_t>(kChunkBytes / (stride * sizeof(C)), kChunkTiles * kMaxRows);
+    chunk_rows_ = plan_.wave_steps ? plan_.wave_steps * schedule_.batch
+                                   : std::max<int64_t>(kChunkBytes / (stride * sizeof(C)), kChunkTiles * kMaxRows);
     if (plan_.input == InputProduct::kInPassing) {
       chunk_rows_ = schedule_.total;
       block_size_ = kMaxVectors * kLanes * input_panels_.padded_depth();
@@ -109,20 +120,24 @@ class Forward {
     const Place place = place_of(grid_, thread);
     for (int d = 0; d < shape_.directions; ++d) {
       if (grid_.directions == 2 && d != place.team) continue;
-      const Range blocks = part_of(hidden_panels_.blocks(), place.unit, grid_.units);
-      const Member member{d,
-                          place.slice,
-                          place.unit,
-                          blocks,
-                          panel_ + thread * block_size_,
-                          ahead_ + (place.team * grid_.slices + place.slice) * ahead_size_,
-                          start_ + thread * (schedule_.steps + 1),
-                          barriers_.slice(place),
-                          barriers_.retreat_of(place)};
+      const Member member = member_of(thread, d);
       prepare(member);
       barriers_.team(place).wait(place.rank);
       run_steps(member);
     }
+  }
+
+  Member member_of(int thread, int d) const {
+    const Place place = place_of(grid_, thread);
+    return {d,
+            place.slice,
+            place.unit,
+            part_of(hidden_panels_.blocks(), place.unit, grid_.units),
+            panel_ + thread * block_size_,
+            ahead_ + (place.team * grid_.slices + place.slice) * ahead_size_,
+            start_ + thread * (schedule_.steps + 1),
+            barriers_.slice(place),
+            barriers_.retreat_of(place)};
   }
 
   // Columns, gates counted, of the blocks [first, last).
@@ -182,29 +197,36 @@ class Forward {
   }
 
   void run_steps(Member member) {
+    for (int64_t step = 0, end; step < schedule_.steps; step = end) {
+      end = end_of_chunk(member, step);
+      if (!run_chunk(member, step, end)) return;
+    }
+  }
+
+  // The step after the chunk that begins with `step`.
+  int64_t end_of_chunk(const Member& member, int64_t step) const {
+    if (plan_.input == InputProduct::kAtStep) return schedule_.steps;
+    for (int64_t rows = 0; step < schedule_.steps && rows < chunk_rows_; ++step)
+      rows += rows_at(schedule_, time_of(schedule_, member.d, step), member.slice, grid_.slices);
+    return step;
+  }
+
+  // Steps [step, end); false if unit 0 does the rest of them alone.
+  bool run_chunk(Member& member, int64_t step, int64_t end) {
+    const int64_t low = std::min(time_of(schedule_, member.d, step), time_of(schedule_, member.d, end - 1));
     int64_t* const start = member.start;
+    start[0] = 0;
+    for (int64_t i = 0; i < end - step; ++i)
+      start[i + 1] = start[i] + rows_at(schedule_, low + i, member.slice, grid_.slices);
     const bool at_step = plan_.input == InputProduct::kAtStep;
-    for (int64_t step = 0; at_step && step < schedule_.steps; ++step) {
-      if (!takes_part(member, step)) return;
-      const int64_t t = time_of(schedule_, member.d, step);
-      run_step(member, step, t, nullptr, rows_at(schedule_, t, member.slice, grid_.slices));
+    if (!takes_part(member, step)) return false;
+    if (!at_step) project_input(member, low, end - step);
+    for (; step < end; ++step) {
+      if (!takes_part(member, step)) return false;
+      const int64_t t = time_of(schedule_, member.d, step), i = t - low;
+      run_step(member, step, t, at_step ? nullptr : member.ahead + start[i] * ahead_stride_, start[i + 1] - start[i]);
     }
-    for (int64_t step = 0; !at_step && step < schedule_.steps;) {
-      int64_t end = step, rows = 0;
-      while (end < schedule_.steps && rows < chunk_rows_)
-        rows += rows_at(schedule_, time_of(schedule_, member.d, end++), member.slice, grid_.slices);
-      const int64_t low = std::min(time_of(schedule_, member.d, step), time_of(schedule_, member.d, end - 1));
-      start[0] = 0;
-      for (int64_t i = 0; i < end - step; ++i)
-        start[i + 1] = start[i] + rows_at(schedule_, low + i, member.slice, grid_.slices);
-      if (!takes_part(member, step)) return;
-      project_input(member, low, end - step);
-      for (; step < end; ++step) {
-        if (!takes_part(member, step)) return;
-        const int64_t t = time_of(schedule_, member.d, step), i = t - low;
-        run_step(member, step, t, member.ahead + start[i] * ahead_stride_, start[i + 1] - start[i]);
-      }
-    }
+    return true;
   }
 
   // False if unit 0 does the rest of the steps without this thread, whose part of this chunk's `ahead` is there
@@ -431,23 +453,3 @@ class Forward {
   E* panel_ = nullptr;
   int64_t block_size_ = 0;
 };
-
-template <class E, Cell kCell>
-void forward_cell(const ForwardCall<E, ComputeOf<E>>& call) {
-  if (Forward<E, kCell>(call).run()) return;
-  auto alone = call;
-  alone.threads = 1;
-  Forward<E, kCell>(alone).run();
-}
-
-template <class E>
-void forward(const ForwardCall<E, ComputeOf<E>>& call) {
-  switch (call.shape.cell) {
-    case Cell::kRnn:
-      return forward_cell<E, Cell::kRnn>(call);
-    case Cell::kGru:
-      return forward_cell<E, Cell::kGru>(call);
-    case Cell::kLstm:
-      return forward_cell<E, Cell::kLstm>(call);
-  }
-}

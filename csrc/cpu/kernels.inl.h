@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -34,6 +35,7 @@ namespace rnnfast::RNNFAST_ISA {
 #include "plan.inl.h"
 #include "cell_rows.inl.h"
 #include "forward.inl.h"
+#include "wavefront.inl.h"
 #include "outer_sum.inl.h"
 #include "stretches.h"
 #include "step_backward.inl.h"

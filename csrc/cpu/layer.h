@@ -17,6 +17,7 @@ struct Schedule {
   int64_t total;          // rows in all
   const int64_t* count;   // [T]
   const int64_t* offset;  // [T]
+  bool padded() const { return total == steps * batch; }
 };
 
 // Step 0, 1, ... of a direction: forwards in time, or backwards.
@@ -60,9 +61,10 @@ struct ForwardCall {
   LayerShape shape;
   const Schedule* schedule;
   int threads;
-  const Storage* input;  // [rows, I]
-  int64_t input_stride;  // elements from row to row; even, and zero-padded, for bfloat16
-  Storage* output;       // [rows, directions * output_size]
+  const Storage* input;   // [rows, I]
+  int64_t input_stride;   // elements from row to row; even, and zero-padded, for bfloat16
+  Storage* output;        // [rows, directions * output_size]
+  int64_t output_stride;  // as input_stride, the zeros written by the caller
   ForwardDirection<Storage, Compute> direction[2];
 };
 
@@ -100,12 +102,13 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// The entry points of one instruction set. Those of bfloat16 are null where the machine multiplies no bfloat16.
+// The entry points of one instruction set. Those of bfloat16 are null where the machine multiplies no bfloat16. Forward
+// takes a stack of layers, each of which has the output of the one before it as its input.
 struct Kernels {
   const char* name;
-  void (*forward_f32)(const ForwardCall<float, float>&);
-  void (*forward_f64)(const ForwardCall<double, double>&);
-  void (*forward_bf16)(const ForwardCall<BFloat16, float>&);
+  void (*forward_f32)(const ForwardCall<float, float>* layers, int64_t count);
+  void (*forward_f64)(const ForwardCall<double, double>* layers, int64_t count);
+  void (*forward_bf16)(const ForwardCall<BFloat16, float>* layers, int64_t count);
   void (*backward_f32)(const BackwardCall<float, float>&);
   void (*backward_f64)(const BackwardCall<double, double>&);
   void (*backward_bf16)(const BackwardCall<BFloat16, float>&);

@@ -1,4 +1,4 @@
-// One layer on the CPU: check, lay out rows, allocate, call the kernels of the chosen instruction set.
+// Layers on the CPU: check, lay out rows, allocate, call the kernels of the chosen instruction set.
 //
 // 16-bit tensors: bfloat16 is multiplied as such where the machine can (dpbf16ps), with sums and c in float32;
 // everything else is computed in float32 from converted copies, and results are rounded once at the end.
@@ -52,8 +52,9 @@ Weight weight_of(const Tensor& tensor, bool matrix) {
   return {tensor.const_data_ptr(), strides[0], matrix ? strides[1] : 0};
 }
 
-DirectionWeights weights_of(const LayerSizes& sizes, const Tensors& weights, int64_t d) {
-  const Tensor* const own = weights.data() + d * sizes.weights_per_direction;
+// Of one direction of one layer, in the order of the states.
+DirectionWeights weights_of(const LayerSizes& sizes, const Tensors& weights, int64_t place) {
+  const Tensor* const own = weights.data() + place * sizes.weights_per_direction;
   DirectionWeights result;
   result.ih = weight_of(own[0], true);
   result.hh = weight_of(own[1], true);
@@ -78,44 +79,55 @@ T* write(const Tensor& tensor, int64_t offset = 0) {
 Tensor state_of(const LayerInputs& in, const OptionalTensor& state, const LayerSizes& sizes, int64_t size,
                 const Rows& rows, ScalarType type, bool same) {
   if (!state)
-    return in.step ? zeros(type, {sizes.batch, size}) : zeros(type, {sizes.directions, rows.schedule().batch, size});
+    return in.step ? zeros(type, {sizes.batch, size})
+                   : zeros(type, {sizes.num_layers * sizes.directions, rows.schedule().batch, size});
   Tensor contiguous = ready(*state, type, same);
   return rows.sorted() ? rows.gather(contiguous) : contiguous;
 }
 
 // All tensors contiguous, of storage type E; rows packed. A step's only output is its state.
 template <class E, class C>
-void run_forward(void (*kernel)(const ForwardCall<E, C>&), const LayerShape& shape, const LayerSizes& sizes,
+void run_forward(void (*kernel)(const ForwardCall<E, C>*, int64_t), const LayerShape& shape, const LayerSizes& sizes,
                  const Schedule& schedule, const Tensor& input, const Tensor& hx, const Tensor* cx,
                  const Tensors& weights, bool step, Forward& result) {
-  ForwardCall<E, C> call{};
-  call.shape = shape;
-  call.schedule = &schedule;
-  call.threads = usable_threads();
-  call.input = read<E>(input);
-  call.input_stride = input.size(input.dim() - 1);
-  call.output = write<E>(result.output);
-  for (int64_t d = 0; d < sizes.directions; ++d) {
-    ForwardDirection<E, C>& direction = call.direction[d];
-    const int64_t states = d * schedule.batch * shape.output_size(), cells = d * schedule.batch * shape.hidden_size;
-    direction.weights = weights_of(sizes, weights, d);
-    direction.hx = read<E>(hx, states);
-    direction.h_n = step ? nullptr : write<E>(result.h_n, states);
-    if (cx) {
-      direction.cx = read<E>(*cx, cells);
-      direction.c_n = write<E>(result.c_n, cells);
+  const int64_t width = sizes.directions * sizes.output_size(), last = sizes.num_layers - 1;
+  // What a layer in between leaves for the next; of two in turn, as none is read by the layer after that.
+  OptionalTensor between[2];
+  const int64_t stride = std::is_same_v<E, BFloat16> ? width + width % 2 : width;  // see ForwardCall::input_stride
+  for (int64_t k = 0; k < std::min<int64_t>(last, 2); ++k)
+    between[k] = stride == width ? empty(input.scalar_type(), {schedule.total, stride})
+                                 : zeros(input.scalar_type(), {schedule.total, stride});
+  std::vector<ForwardCall<E, C>> layers(sizes.num_layers);
+  for (int64_t k = 0; k <= last; ++k) {
+    ForwardCall<E, C>& call = layers[k];
+    call.shape = shape;
+    call.schedule = &schedule;
+    call.threads = usable_threads();
+    if (k > 0) call.shape.input_size = width;
+    call.input = k > 0 ? layers[k - 1].output : read<E>(input);
+    call.input_stride = k > 0 ? stride : input.size(input.dim() - 1);
+    call.output = write<E>(k < last ? *between[k % 2] : result.output);
+    call.output_stride = k < last ? stride : width;
+    for (int64_t d = 0; d < sizes.directions; ++d) {
+      ForwardDirection<E, C>& direction = call.direction[d];
+      const int64_t place = k * sizes.directions + d, rows = place * schedule.batch;
+      direction.weights = weights_of(sizes, weights, place);
+      direction.hx = read<E>(hx, rows * shape.output_size());
+      direction.h_n = step ? nullptr : write<E>(result.h_n, rows * shape.output_size());
+      if (cx) {
+        direction.cx = read<E>(*cx, rows * shape.hidden_size);
+        direction.c_n = write<E>(result.c_n, rows * shape.hidden_size);
+      }
+      const int64_t units = place * sizes.rows * shape.hidden_size;
+      if (result.gates) direction.gates = write<E>(*result.gates, saved_planes(shape.cell) * units);
+      if (result.cells) direction.cells = write<C>(*result.cells, units);
     }
-    const int64_t units = d * sizes.rows * shape.hidden_size;
-    if (result.gates) direction.gates = write<E>(*result.gates, saved_planes(shape.cell) * units);
-    if (result.cells) direction.cells = write<C>(*result.cells, units);
   }
-  kernel(call);
+  kernel(layers.data(), sizes.num_layers);
 }
 
-}  // namespace
-
-Forward forward_layer(const LayerInputs& in, bool save) {
-  const LayerSizes sizes = check_layer(in);
+Forward forward_layers(const LayerInputs& in, int64_t num_layers, bool save) {
+  const LayerSizes sizes = check_layer(in, num_layers);
   const ScalarType type = in.input.scalar_type(), wide = compute_type(type);
   const Kernels& kernel = kernels();
   const bool native_bf16 = type == ScalarType::BFloat16 && kernel.forward_bf16;
@@ -131,7 +143,8 @@ Forward forward_layer(const LayerInputs& in, bool save) {
 
   const int64_t width = sizes.directions * sizes.output_size();
   const auto new_state = [&](int64_t size) {
-    return in.step ? empty(storage, {sizes.batch, size}) : empty(storage, {sizes.directions, schedule.batch, size});
+    return in.step ? empty(storage, {sizes.batch, size})
+                   : empty(storage, {num_layers * sizes.directions, schedule.batch, size});
   };
   const auto new_output = [&] {
     return in.batch_sizes || rows.sorted() ? empty(storage, {schedule.total, width})
@@ -181,8 +194,6 @@ Forward forward_layer(const LayerInputs& in, bool save) {
   }
   return result;
 }
-
-namespace {
 
 // Incoming gradients and what forward knew; all contiguous, of type E (cells: C), rows packed.
 struct BackwardTensors {
@@ -259,6 +270,9 @@ void check_backward(const LayerInputs& in, const LayerSizes& sizes, const Known&
 }
 
 }  // namespace
+
+Forward forward_layer(const LayerInputs& in, bool save) { return forward_layers(in, 1, save); }
+Forward forward_stack(const LayerInputs& in, int64_t num_layers) { return forward_layers(in, num_layers, false); }
 
 Backward backward_layer(const LayerInputs& in, const Incoming& grads, const Known& known, bool need_grad_input,
                         bool need_grad_states, bool need_grad_weights) {

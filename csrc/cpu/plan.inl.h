@@ -30,23 +30,29 @@ enum class InputProduct {
 struct ForwardPlan {
   ThreadGrid grid;
   InputProduct input;
-  bool even_rows;  // the rows of a slice are evenly spaced across time steps: W_ih x is one product per chunk
+  bool even_rows;      // the rows of a slice are evenly spaced across time steps: W_ih x is one product per chunk
+  int64_t wave_steps;  // 0: the layer is not one of a wavefront
 };
 
 template <class E, class C>
-ForwardPlan make_plan(const ForwardCall<E, C>& call) {
+double flops_of(const ForwardCall<E, C>& call) {
+  const LayerShape& shape = call.shape;
+  return 2. * call.schedule->total * shape.directions * shape.gate_rows() * (shape.input_size + shape.output_size());
+}
+
+template <class E, class C>
+ForwardPlan make_plan(const ForwardCall<E, C>& call, int threads, int64_t wave_steps) {
   const LayerShape& shape = call.shape;
   const Schedule& schedule = *call.schedule;
   const int64_t output_size = shape.output_size(), gate_rows = shape.gate_rows();
   const int64_t unit_blocks = PanelShape<E>{shape.hidden_size, output_size, gate_count(shape.cell)}.blocks();
   const int64_t input_bytes = gate_rows * shape.input_size * int64_t(sizeof(E));
   const int64_t hidden_bytes = gate_rows * output_size * int64_t(sizeof(E));
-  const double flops = 2. * schedule.total * shape.directions * gate_rows * (shape.input_size + output_size);
   ForwardPlan plan;
+  plan.wave_steps = wave_steps;
   plan.grid =
-      make_grid(call.threads, shape.directions, schedule.batch, unit_blocks, hidden_bytes, flops, schedule.steps);
-  const bool padded = schedule.total == schedule.steps * schedule.batch;
-  plan.even_rows = plan.grid.slices == 1 || (padded && schedule.batch % plan.grid.slices == 0);
+      make_grid(threads, shape.directions, schedule.batch, unit_blocks, hidden_bytes, flops_of(call), schedule.steps);
+  plan.even_rows = plan.grid.slices == 1 || (schedule.padded() && schedule.batch % plan.grid.slices == 0);
 
   bool rows_contiguous = true;  // what in-place products need
   for (int d = 0; d < shape.directions; ++d) {
@@ -60,7 +66,7 @@ ForwardPlan make_plan(const ForwardCall<E, C>& call) {
     plan.input = InputProduct::kInPlace;
   else if (shape.cell != Cell::kGru && bytes <= kAtStepBytes && schedule.batch / plan.grid.slices >= kAtStepRows)
     plan.input = InputProduct::kAtStep;
-  else if (plan.grid.slices == 1 && schedule.total <= shape.input_size)
+  else if (plan.grid.slices == 1 && schedule.total <= shape.input_size && !wave_steps)
     plan.input = InputProduct::kInPassing;
   else
     plan.input = InputProduct::kAhead;

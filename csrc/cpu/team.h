@@ -28,6 +28,12 @@ class Contention {
     clock_gettime(CLOCK_MONOTONIC, &time);
     return time.tv_sec * 1'000'000'000 + time.tv_nsec;
   }
+  // A wait since then (0: none) that is longer than `long_wait` is taken for contention.
+  static void judge(int64_t since, int64_t long_wait) {
+    if (since && now() - since > long_wait) note();
+  }
+
+ private:
   static void note() {
     const int64_t time = now(), until = until_.load(std::memory_order_relaxed);
     if (time < until) return;
@@ -42,7 +48,6 @@ class Contention {
     events_.fetch_add(1, std::memory_order_relaxed);
   }
 
- private:
   static constexpr int64_t kShortest = 100'000'000, kLongest = 10'000'000'000;  // ns
   // A system takes a core away now and then, too; busy programs do it at every slice of a few milliseconds.
   static constexpr int64_t kApart = 50'000'000, kEnough = 4;
@@ -84,14 +89,24 @@ inline ThreadGrid make_grid(int threads, int64_t directions, int64_t batch, int6
   return grid;
 }
 
-// A barrier for a few threads. Spins, then yields: with more busy threads than cores the others must get to run.
+// Returns when `counter` has come to `value`. Spins, then yields: with more busy threads than cores the others must get
+// to run. since: the time of the first yield is put there, unless there is one.
+inline void await(const std::atomic<int64_t>& counter, int64_t value, int64_t* since) {
+  constexpr int kSpins = 4000;  // ~10 µs: longer than a quiet step's imbalance, far shorter than a time slice
+  for (int spins = 0; counter.load(std::memory_order_acquire) < value;) {
+    if (++spins <= kSpins) continue;
+    if (!*since) *since = Contention::now();
+    sched_yield();
+  }
+}
+
+// A barrier for a few threads.
 class Barrier {
  public:
   struct alignas(128) Flag {  // two cache lines: the prefetcher fetches pairs
     std::atomic<int64_t> phase;
   };
 
-  // A wait longer than `long_wait` is taken for contention.
   Barrier(Flag* flags, int size, int64_t long_wait = Contention::kNever)
       : flags_(flags), size_(size), long_wait_(long_wait) {}
 
@@ -102,19 +117,11 @@ class Barrier {
     const int64_t phase = flags_[me].phase.load(std::memory_order_relaxed) + 1;
     flags_[me].phase.store(phase, std::memory_order_release);
     int64_t since = 0;
-    for (int other = 0; other < size_; ++other) {
-      int spins = 0;
-      while (flags_[other].phase.load(std::memory_order_acquire) < phase) {
-        if (++spins <= kSpins) continue;
-        if (!since) since = Contention::now();
-        sched_yield();
-      }
-    }
-    if (since && Contention::now() - since > long_wait_) Contention::note();
+    for (int other = 0; other < size_; ++other) await(flags_[other].phase, phase, &since);
+    Contention::judge(since, long_wait_);
   }
 
  private:
-  static constexpr int kSpins = 4000;  // ~10 µs: longer than a quiet step's imbalance, far shorter than a time slice
   Flag* flags_;
   int size_;
   int64_t long_wait_;

@@ -75,7 +75,10 @@ void pass_states(Call& call, const LayerInputs& in, const Forward& result) {
 }  // namespace
 }  // namespace cuda
 
-Forward forward_layer(const LayerInputs& in, bool save) {
+namespace {
+
+// final_h, final_c: where h_n and c_n go; null: to new tensors.
+Forward run_layer(const LayerInputs& in, bool save, const OptionalTensor& final_h, const OptionalTensor& final_c) {
   using namespace cuda;
   Call call(in);
   const LayerSizes& sizes = call.sizes;
@@ -86,12 +89,12 @@ Forward forward_layer(const LayerInputs& in, bool save) {
   const auto new_state = [&](int64_t size) {
     return in.step ? call.new_tensor({B, size}) : call.new_tensor({D, B, size});
   };
-  const Tensor h_n = new_state(P);
+  const Tensor h_n = final_h ? *final_h : new_state(P);
   // A step's output is its state: both are written, to the same place.
   const Tensor output = in.step          ? h_n
                         : in.batch_sizes ? call.new_tensor({N, D * P})
                                          : call.new_tensor({sizes.steps, B, D * P});
-  Forward result{output, h_n, lstm ? new_state(H) : h_n, std::nullopt, std::nullopt};
+  Forward result{output, h_n, !lstm ? h_n : final_c ? *final_c : new_state(H), std::nullopt, std::nullopt};
   if (save && in.cell != Cell::kRnn) result.gates = call.new_tensor({D, N, saved_planes(in.cell) * H});
   if (save && lstm) result.cells = empty(call.place, call.wide, {D, N, H});
   if (call.empty()) {
@@ -115,6 +118,34 @@ Forward forward_layer(const LayerInputs& in, bool save) {
   layer.c = write<float>(result.cells);
   for (int64_t d = 0; d < D; ++d) layer.weights[d].bias_hn = call.bias_hn(in, d);
   plan.tier == Tier::kStep ? run_step(call, in, layer, plan.large) : run_resident(call, in, layer, plan.tier);
+  return result;
+}
+
+}  // namespace
+
+Forward forward_layer(const LayerInputs& in, bool save) { return run_layer(in, save, std::nullopt, std::nullopt); }
+
+Forward forward_stack(const LayerInputs& in, int64_t num_layers) {
+  if (num_layers == 1) return forward_layer(in, false);
+  const LayerSizes sizes = check_layer(in, num_layers);
+  const cuda::Place place = cuda::place_of(in.input);
+  const int64_t D = sizes.directions, B = sizes.batch, P = sizes.output_size(), H = sizes.hidden_size;
+  const bool lstm = in.cell == Cell::kLstm;
+  const Tensor h_n = cuda::empty(place, in.input.scalar_type(), {num_layers * D, B, P});
+  const Tensor c_n = lstm ? cuda::empty(place, in.input.scalar_type(), {num_layers * D, B, H}) : h_n;
+  const auto of_layer = [&](const Tensor& states, int64_t k) -> OptionalTensor {
+    const int64_t stride = states.stride(0);
+    return cuda::view(states, {D, B, states.size(2)}, {stride, states.stride(1), states.stride(2)}, k * D * stride);
+  };
+  Forward result{in.input, h_n, c_n, std::nullopt, std::nullopt};
+  const int64_t each = D * sizes.weights_per_direction;
+  for (int64_t k = 0; k < num_layers; ++k) {
+    const Tensors weights(in.weights.begin() + k * each, in.weights.begin() + (k + 1) * each);
+    const OptionalTensor hx = in.hx ? of_layer(*in.hx, k) : std::nullopt,
+                         cx = in.cx ? of_layer(*in.cx, k) : std::nullopt;
+    const LayerInputs layer{in.cell, in.relu, false, result.output, hx, cx, weights, in.batch_sizes, in.lengths};
+    result.output = run_layer(layer, false, of_layer(h_n, k), lstm ? of_layer(c_n, k) : std::nullopt).output;
+  }
   return result;
 }
 

@@ -24,11 +24,6 @@ ScalarType wide_type(ScalarType type) {
   return ScalarType::Float;
 }
 
-Place place_of(const Tensor& tensor) {
-  const Facts facts(tensor);
-  return {facts.device_type, facts.device_index};
-}
-
 Resources resources_of(Product product, Tier tier, const Shape& shape, bool backward) {
   return with_product(product, [&]<Product kProduct>() { return resident_resources<kProduct>(tier, shape, backward); });
 }
@@ -60,6 +55,11 @@ Product product_of(ScalarType type, const DeviceLimits& device) {
 
 Choice find_plan(const Problem& problem, const DeviceLimits& device) {
   return choose(problem, device, std::getenv("RNNFAST_TIER"), Kernels{problem});
+}
+
+Place place_of(const Tensor& tensor) {
+  const Facts facts(tensor);
+  return {facts.device_type, facts.device_index};
 }
 
 Call::Call(const LayerInputs& in)

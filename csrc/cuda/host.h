@@ -22,6 +22,8 @@ Product product_of(ScalarType type, const DeviceLimits& device);
 // The plan of a problem on the current device, whose limits are given. RNNFAST_TIER forces a tier.
 Choice find_plan(const Problem& problem, const DeviceLimits& device);
 
+Place place_of(const Tensor& tensor);
+
 // One call: what is known before anything is allocated, and what all launches need.
 class Call {
  public:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .. import reference
 from . import interpreted
 
 
@@ -21,16 +22,30 @@ def _layer_operators(cell: str, states: int, flags: int):
         relu = bool(flags and rest[states + 3])
         return (relu, input, rest[:states], *rest[states : states + 3]), rest[states + 3 + flags :]
 
-    def run(arguments, save):
+    def infer(*arguments):
+        (relu, input, given, weights, *rows), more = split(arguments)
+        (num_layers,) = more or (1,)
+        counts = {"weights": len(weights)}
+        counts |= {name: len(state) for name, state in zip(("hx", "cx"), given, strict=False) if state is not None}
+        for name, count in counts.items():
+            if num_layers < 1 or count % num_layers:
+                raise RuntimeError(f"{name}: expected as many for each of {num_layers} layers, got {count}")
+
+        def layer(cell, *of_layer):
+            return _layers().forward(cell, relu, False, *of_layer)
+
+        return reference.stack(layer, cell, input, given, weights, num_layers, 0.0, *rows)
+
+    def fwd(*arguments):
         (relu, *layer), _ = split(arguments)
-        return _layers().forward(cell, relu, save, *layer)
+        return _layers().forward(cell, relu, True, *layer)
 
     def bwd(*arguments):
         grads = arguments[: 1 + states]
         (relu, *layer), (output, *saved) = split(arguments[1 + states :])
         return _layers().backward(cell, relu, grads, *layer, output, saved[:-3], saved[-3:])
 
-    return lambda *arguments: run(arguments, False), lambda *arguments: run(arguments, True), bwd
+    return infer, fwd, bwd
 
 
 def _step_operators(cell: str, states: int, flags: int):

@@ -1,0 +1,124 @@
+// Forward of a stack of layers: one after the other by all threads, or, where one layer cannot fill them, as a
+// wavefront.
+//
+// Wavefront   time is cut into chunks; layer k computes chunk c as soon as layer k - 1 has, while that is at chunk c
+// + 1. Who owns    a thread owns every so many-th layer, whose weights stay in its caches; the chunks of layers that
+// are left what        over go round. All come to the tasks (layer, chunk) in one order, in which each is after those
+// that it
+//             needs. If other programs hold the cores, a thread that still has one takes every task that nobody has
+//             begun.
+// Sync        a task waits until the same chunk of the layer before, and its own layer's last chunk, are finished.
+// Limits      one direction (the reverse one ends where the next layer would begin) and batches that are not ragged.
+
+// Rows of a chunk: a tile of an input product (AVX-512). Handing a chunk on costs ~0.2 us, and the last layer begins
+// the later the longer they are (Zen 4, 2 layers of LSTM, H 64, B 1: 12 rows 1.02-1.05 and 24 rows 1.1 times slower
+// than 6).
+constexpr int64_t kWaveRows = 6;
+// With fewer chunks per layer, filling and draining cost what the threads bring.
+constexpr int64_t kWaveChunks = 4;
+// As kFlopsPerThread: few rows run at half the speed of many.
+constexpr double kWaveFlops = 3e6;
+// What the barriers of a step cost a layer whose units are cut, at least (Zen 4, 2 threads, LSTM, GRU and RNN, H 64 to
+// 256, B 1 and 4: a wavefront takes 0.55 to 1.05 of their time where the weights stay in L2, 1.2 where they do not).
+constexpr double kUnitSplitCost = 1.1;
+
+// Threads of a wavefront through the layers; 1: one after the other is better.
+template <class E, class C>
+int wave_threads(const ForwardCall<E, C>* layers, int64_t count, int64_t wave_steps) {
+  const ForwardCall<E, C>& last = layers[count - 1];
+  const LayerShape& shape = last.shape;
+  const Schedule& schedule = *last.schedule;
+  if (count == 1 || last.threads == 1 || shape.directions > 1 || !schedule.padded()) return 1;
+  if (schedule.steps < kWaveChunks * wave_steps || Contention::recent()) return 1;
+  double flops = 0, most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    flops += flops_of(layers[k]);
+    most = std::max(most, flops_of(layers[k]));
+  }
+  const int threads = int(std::min<double>(std::min<int64_t>(count, last.threads), flops / kWaveFlops));
+  if (threads <= 1) return 1;
+  const ThreadGrid grid = make_plan(last, last.threads, 0).grid;
+  const bool in_cache = shape.gate_rows() * (shape.input_size + shape.output_size()) * sizeof(E) <= kAtStepBytes;
+  if (grid.units > 1 && !in_cache) return 1;
+  const double one_by_one = flops / grid.size() * (grid.units > 1 ? kUnitSplitCost : 1);
+  return most * count / threads < one_by_one ? threads : 1;
+}
+
+template <class E, Cell kCell>
+class Wavefront {
+ public:
+  static constexpr int kMostLayers = 8;
+
+  Wavefront(const ForwardCall<E, ComputeOf<E>>* calls, int count, int64_t wave_steps)
+      : count_(count), chunks_(ceil_div(calls->schedule->steps, wave_steps)), events_(Contention::events()) {
+    for (int k = 0; k < count; ++k) layers_[k].forward.emplace(calls[k], 1, wave_steps);
+  }
+
+  // By thread `me` of `threads`.
+  void work(int me, int threads) {
+    for (int k = me; k < count_; k += threads) {
+      layers_[k].forward->prepare_wave();
+      layers_[k].finished.store(0, std::memory_order_release);
+    }
+    for (int64_t slot = 0; slot < chunks_ + count_ - 1; ++slot) {
+      const bool contended = Contention::events() != events_;
+      for (int k = 0; k < count_; ++k) {
+        const int64_t chunk = slot - k;
+        if (chunk >= 0 && chunk < chunks_ && (contended || owner(k, chunk, threads) == me)) run(k, chunk);
+      }
+    }
+  }
+
+ private:
+  struct Layer {
+    std::optional<Forward<E, kCell>> forward;
+    alignas(128) std::atomic<int64_t> begun{0};      // chunks
+    alignas(128) std::atomic<int64_t> finished{-1};  // chunks; -1: the weights are not packed yet
+  };
+
+  int owner(int k, int64_t chunk, int threads) const {
+    return int((k < count_ - count_ % threads ? k : chunk) % threads);
+  }
+
+  void run(int k, int64_t chunk) {
+    Layer& layer = layers_[k];
+    if (layer.begun.load(std::memory_order_relaxed) > chunk) return;
+    int64_t since = 0, next = chunk;
+    await(layer.finished, chunk, &since);
+    if (!layer.begun.compare_exchange_strong(next, chunk + 1, std::memory_order_relaxed)) return;
+    if (k > 0) await(layers_[k - 1].finished, chunk + 1, &since);
+    Contention::judge(since, Contention::kLongWait);
+    layer.forward->run_chunk_of_wave(chunk);
+    layer.finished.store(chunk + 1, std::memory_order_release);
+  }
+
+  const int count_;
+  const int64_t chunks_, events_;
+  Layer layers_[kMostLayers];
+};
+
+template <class E, Cell kCell>
+void forward_cell(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
+  using Wave = Wavefront<E, kCell>;
+  const int64_t wave_steps = ceil_div(kWaveRows, layers->schedule->batch);
+  const int threads = wave_threads(layers, count, wave_steps);
+  for (int64_t first = 0; threads > 1 && first < count; first += Wave::kMostLayers) {
+    Wave wave(layers + first, int(std::min<int64_t>(count - first, Wave::kMostLayers)), wave_steps);
+#pragma omp parallel num_threads(threads)
+    wave.work(omp_get_thread_num(), omp_get_num_threads());
+  }
+  for (int64_t k = 0; threads == 1 && k < count; ++k)
+    if (!Forward<E, kCell>(layers[k], layers[k].threads).run()) Forward<E, kCell>(layers[k], 1).run();
+}
+
+template <class E>
+void forward(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
+  switch (layers->shape.cell) {
+    case Cell::kRnn:
+      return forward_cell<E, Cell::kRnn>(layers, count);
+    case Cell::kGru:
+      return forward_cell<E, Cell::kGru>(layers, count);
+    case Cell::kLstm:
+      return forward_cell<E, Cell::kLstm>(layers, count);
+  }
+}
