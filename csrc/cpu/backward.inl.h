@@ -43,7 +43,8 @@ class Backward {
     const double flops =
         6. * schedule_.total * shape_.directions * shape_.gate_rows() * (shape_.input_size + output_size_);
     grid_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(),
-                      shape_.gate_rows() * output_size_ * int64_t(sizeof(E)), flops, schedule_.steps);
+                      shape_.gate_rows() * output_size_ * int64_t(sizeof(E)), flops, schedule_.steps)
+                .now();
     lay_out_memory();
     workspace_.allocate();
     lay_out_memory();

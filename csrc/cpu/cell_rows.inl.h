@@ -1,4 +1,5 @@
-// The end of a time step: activations, state update and stores for some rows of one vector of units.
+// The end of a time step: activations, state update and stores for some rows of one vector of units, or for some
+// vectors of one row, which then stand in the place of rows.
 
 template <class E, Cell kCell>
 struct CellRows {
@@ -23,6 +24,8 @@ struct CellRows {
   E* saved = nullptr;  // kSave: [rows, plane, hidden] activated gates
   C* cells = nullptr;  // kSave, LSTM: [rows, hidden] c
   int64_t c_stride;
+  int64_t saved_stride;
+  int64_t bias_stride = 0;
 };
 
 // `at` is a copy, whose pointers advance by a row: of a reference the compiler must assume that the stores change it,
@@ -36,14 +39,13 @@ void run_rows(CellRows<E, kCell> at) {
   const auto load = [&](auto* p) { return load_part<kFull>(p, units); };
   const auto store = [&](auto* p, V value) { store_part<kFull>(p, value, units); };
   const int64_t gate = at.gate_stride, plane = at.hidden;
-  const V bias_hidden = kCell == Cell::kGru ? S::load(at.bias_hidden) : V{};
   for (int m = 0; m < at.rows; ++m) {
     const ComputeOf<E>*const gates = at.gates, *const ahead = at.ahead;
     V h;
     if constexpr (kCell == Cell::kGru) {
       V r = S::load(gates) + S::load(ahead), z = S::load(gates + gate) + S::load(ahead + gate);
       V n = S::load(ahead + 2 * gate);
-      const V hn = S::load(gates + 2 * gate) + bias_hidden;
+      const V hn = S::load(gates + 2 * gate) + S::load(at.bias_hidden);
       h = Math::gru_forward(r, z, n, hn, load(at.h_prev));
       if constexpr (kSave) {
         store(at.saved, r);
@@ -76,7 +78,8 @@ void run_rows(CellRows<E, kCell> at) {
     at.next += at.next_stride;
     if (at.output) at.output += at.output_stride;
     at.c += at.c_stride;
-    at.saved += saved_planes(kCell) * at.c_stride;
+    at.saved += at.saved_stride;
+    at.bias_hidden += at.bias_stride;
     at.cells += at.c_stride;
   }
 }

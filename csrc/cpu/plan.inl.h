@@ -41,17 +41,24 @@ double flops_of(const ForwardCall<E, C>& call) {
 }
 
 template <class E, class C>
+ThreadGrid grid_of(const ForwardCall<E, C>& call, int threads) {
+  const LayerShape& shape = call.shape;
+  const int64_t unit_blocks = PanelShape<E>{shape.hidden_size, shape.output_size(), gate_count(shape.cell)}.blocks();
+  const int64_t hidden_bytes = shape.gate_rows() * shape.output_size() * int64_t(sizeof(E));
+  return make_grid(threads, shape.directions, call.schedule->batch, unit_blocks, hidden_bytes, flops_of(call),
+                   call.schedule->steps);
+}
+
+template <class E, class C>
 ForwardPlan make_plan(const ForwardCall<E, C>& call, int threads, int64_t wave_steps) {
   const LayerShape& shape = call.shape;
   const Schedule& schedule = *call.schedule;
   const int64_t output_size = shape.output_size(), gate_rows = shape.gate_rows();
-  const int64_t unit_blocks = PanelShape<E>{shape.hidden_size, output_size, gate_count(shape.cell)}.blocks();
   const int64_t input_bytes = gate_rows * shape.input_size * int64_t(sizeof(E));
   const int64_t hidden_bytes = gate_rows * output_size * int64_t(sizeof(E));
   ForwardPlan plan;
   plan.wave_steps = wave_steps;
-  plan.grid =
-      make_grid(threads, shape.directions, schedule.batch, unit_blocks, hidden_bytes, flops_of(call), schedule.steps);
+  plan.grid = grid_of(call, threads).now();
   plan.even_rows = plan.grid.slices == 1 || (schedule.padded() && schedule.batch % plan.grid.slices == 0);
 
   bool rows_contiguous = true;  // what in-place products need

@@ -61,6 +61,13 @@ struct ThreadGrid {
   int64_t long_wait = Contention::kNever;      // ns that no thread should have to wait for another at a step
   int team() const { return slices * units; }  // the threads that share a direction
   int size() const { return directions * team(); }
+
+  // The grid to take now: one without a unit split while other programs hold the cores.
+  ThreadGrid now() const {
+    ThreadGrid grid = *this;
+    if (units > 1 && Contention::recent()) grid.units = 1;
+    return grid;
+  }
 };
 
 // A thread's place in the grid.
@@ -83,7 +90,6 @@ inline ThreadGrid make_grid(int threads, int64_t directions, int64_t batch, int6
   const int64_t slices = weight_bytes > kFarWeights && unit_blocks >= available ? 1 : batch / kRowsPerThread;
   grid.slices = static_cast<int>(std::clamp<int64_t>(slices, 1, available));
   grid.units = static_cast<int>(std::clamp<int64_t>(available / grid.slices, 1, unit_blocks));
-  if (grid.units > 1 && Contention::recent()) grid.units = 1;
   const double step_ns = flops / kFlopsPerNanosecond / double(std::max<int64_t>(steps, 1)) / grid.size();
   grid.long_wait = std::max(Contention::kLongWait, int64_t(Contention::kSteps * step_ns));
   return grid;

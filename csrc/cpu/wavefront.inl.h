@@ -1,14 +1,12 @@
-// Forward of a stack of layers: one after the other by all threads, or, where one layer cannot fill them, as a
-// wavefront.
+// Forward of a stack of layers: one after the other by all threads, or as a wavefront where one cannot fill them.
 //
-// Wavefront   time is cut into chunks; layer k computes chunk c as soon as layer k - 1 has, while that is at chunk c
-// + 1. Who owns    a thread owns every so many-th layer, whose weights stay in its caches; the chunks of layers that
-// are left what        over go round. All come to the tasks (layer, chunk) in one order, in which each is after those
-// that it
-//             needs. If other programs hold the cores, a thread that still has one takes every task that nobody has
-//             begun.
-// Sync        a task waits until the same chunk of the layer before, and its own layer's last chunk, are finished.
-// Limits      one direction (the reverse one ends where the next layer would begin) and batches that are not ragged.
+// Wavefront   Time is cut into chunks. Layer k computes chunk c as soon as layer k - 1 has, while that is at c + 1.
+// Who owns    A thread owns every so many-th layer, whose weights stay in its caches; the chunks of layers that are
+// what        left over go round. All come to the tasks (layer, chunk) in one order, in which each is after those
+//             that it needs. If other programs take cores away, a thread takes every task that nobody has begun; if
+//             they hold them already, one thread computes all chunks, so that results do not depend on them.
+// Sync        A task waits for the same chunk of the layer before and for the last chunk of its own layer.
+// Limits      One direction (the reverse one ends where the next layer would begin), and no ragged batches.
 
 // Rows of a chunk: a tile of an input product (AVX-512). Handing a chunk on costs ~0.2 us, and the last layer begins
 // the later the longer they are (Zen 4, 2 layers of LSTM, H 64, B 1: 12 rows 1.02-1.05 and 24 rows 1.1 times slower
@@ -29,7 +27,7 @@ int wave_threads(const ForwardCall<E, C>* layers, int64_t count, int64_t wave_st
   const LayerShape& shape = last.shape;
   const Schedule& schedule = *last.schedule;
   if (count == 1 || last.threads == 1 || shape.directions > 1 || !schedule.padded()) return 1;
-  if (schedule.steps < kWaveChunks * wave_steps || Contention::recent()) return 1;
+  if (schedule.steps < kWaveChunks * wave_steps) return 1;
   double flops = 0, most = 0;
   for (int64_t k = 0; k < count; ++k) {
     flops += flops_of(layers[k]);
@@ -37,7 +35,7 @@ int wave_threads(const ForwardCall<E, C>* layers, int64_t count, int64_t wave_st
   }
   const int threads = int(std::min<double>(std::min<int64_t>(count, last.threads), flops / kWaveFlops));
   if (threads <= 1) return 1;
-  const ThreadGrid grid = make_plan(last, last.threads, 0).grid;
+  const ThreadGrid grid = grid_of(last, last.threads);
   const bool in_cache = shape.gate_rows() * (shape.input_size + shape.output_size()) * sizeof(E) <= kAtStepBytes;
   if (grid.units > 1 && !in_cache) return 1;
   const double one_by_one = flops / grid.size() * (grid.units > 1 ? kUnitSplitCost : 1);
@@ -52,6 +50,13 @@ class Wavefront {
   Wavefront(const ForwardCall<E, ComputeOf<E>>* calls, int count, int64_t wave_steps)
       : count_(count), chunks_(ceil_div(calls->schedule->steps, wave_steps)), events_(Contention::events()) {
     for (int k = 0; k < count; ++k) layers_[k].forward.emplace(calls[k], 1, wave_steps);
+  }
+
+  void work_alone() {
+    for (int k = 0; k < count_; ++k) {
+      layers_[k].forward->prepare_wave();
+      for (int64_t chunk = 0; chunk < chunks_; ++chunk) layers_[k].forward->run_chunk_of_wave(chunk);
+    }
   }
 
   // By thread `me` of `threads`.
@@ -104,6 +109,10 @@ void forward_cell(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
   const int threads = wave_threads(layers, count, wave_steps);
   for (int64_t first = 0; threads > 1 && first < count; first += Wave::kMostLayers) {
     Wave wave(layers + first, int(std::min<int64_t>(count - first, Wave::kMostLayers)), wave_steps);
+    if (Contention::recent()) {
+      wave.work_alone();
+      continue;
+    }
 #pragma omp parallel num_threads(threads)
     wave.work(omp_get_thread_num(), omp_get_num_threads());
   }
