@@ -56,14 +56,13 @@ def _define(library: torch.library.Library, cell: str, states: int, saved_widths
 
     def fake_infer(input, *rest):
         (num_layers,) = rest[arguments:] or (1,)
+        torch._check(num_layers > 0, lambda: f"num_layers: expected at least 1, got {num_layers}")
         given, weights = rest[:states], rest[states]
         _check_one_device(input, *given, *weights)
-        (directions, batch, output_size), *others = _state_shapes(input, given, weights[: len(weights) // num_layers])
-        if given[0] is not None:
-            directions //= num_layers
+        shapes = _state_shapes(input, given, weights[: len(weights) // num_layers])
+        directions, _, output_size = shapes[0]
         output = input.new_empty(*input.shape[:-1], directions * output_size)
-        sizes = [output_size, *(shape[-1] for shape in others)]
-        return (output, *(input.new_empty(num_layers * directions, batch, size) for size in sizes))
+        return (output, *(input.new_empty(num_layers * directions, *shape) for _, *shape in shapes))
 
     def fake_fwd(input, *rest):
         return (*fake_infer(input, *rest), *fake_saved(input, _state_shapes(input, rest[:states], rest[states])))
@@ -127,14 +126,13 @@ def _check_one_device(*tensors):
 
 
 def _state_shapes(input, states, weights):
-    """The shapes of h_n and c_n, [D, B, Hout] and [D, B, H]."""
-    if states[0] is not None:
-        return [state.shape for state in states]
+    """The shapes of h_n and c_n of one layer, [D, B, Hout] and [D, B, H]."""
     directions = 2 if len(weights) > 5 or (len(weights) == 4 and weights[2].dim() == 2) else 1  # biases are vectors
     output_size = weights[1].size(1)
     projected = len(weights) // directions % 2 == 1
     hidden_size = weights[len(weights) // directions - 1].size(1) if projected else output_size  # of weight_hr
-    return [(directions, input.size(1), size) for size in (output_size, hidden_size)[: len(states)]]
+    batch = input.size(1) if states[0] is None else states[0].size(1)
+    return [(directions, batch, size) for size in (output_size, hidden_size)[: len(states)]]
 
 
 class Operators(NamedTuple):

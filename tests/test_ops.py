@@ -145,11 +145,13 @@ def test_step_is_a_layer_of_one_step(case, given):
 def test_states_of_none_are_zeros(cell, bidirectional):
     case = Case(cell, **SMALL, bidirectional=bidirectional)
     op, args = OPS[case.cell], list(arguments(case))
-    zeros = [*args[:1], *(torch.zeros_like(state) for state in args[1 : 1 + op.states]), *args[1 + op.states :]]
-    none = [*args[:1], *[None] * op.states, *args[1 + op.states :]]
+    zeros = [torch.zeros_like(state) for state in args[1 : 1 + op.states]]
     for function in (op.layer.infer, op.layer.fwd):
-        torch.library.opcheck(function, tuple(none))
-        assert all(torch.equal(a, b) for a, b in zip(function(*zeros), function(*none), strict=True))
+        expected = function(args[0], *zeros, *args[1 + op.states :])
+        for given in {(None,) * op.states, (zeros[0], *[None] * (op.states - 1))}:
+            none = (args[0], *given, *args[1 + op.states :])
+            torch.library.opcheck(function, none)
+            assert all(torch.equal(a, b) for a, b in zip(expected, function(*none), strict=True))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.ragged], ids=str)

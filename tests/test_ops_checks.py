@@ -8,6 +8,7 @@ import pytest
 import torch
 from harness import CELLS, Case
 from test_ops import SMALL, arguments, backward_arguments, step_arguments, step_backward_arguments
+from torch._subclasses import FakeTensorMode
 
 from rnnfast.ops import CELLS as OPS
 
@@ -172,10 +173,14 @@ def test_stack_refuses(cell):
         ({"weights": weight(9, lambda w: w.double())}, "weights"),
         ({"weights": weight(10, lambda b: b[1:])}, "weights"),
         ({"hx": lambda h: h[:2]}, "hx"),
+        ({"hx": lambda h: h[:0]}, "hx"),
+        ({"hx": lambda h: h[0, 0, 0]}, "hx"),
         ({"hx": lambda h: h[..., 1:]}, "hx"),
     ]:
         with pytest.raises(RuntimeError, match=word):
             infer(*changed(case, **change))
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError, match="num_layers"):
+        infer(*good[:-1], 0)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -92,6 +92,20 @@ def test_a_wavefront_gives_what_one_thread_does(case):
                 torch.testing.assert_close(a, b, rtol=0, atol=8 * torch.finfo(case.dtype).eps)
 
 
+# Rows that leave tiles of one or two of them, which round otherwise, behind some cuts and not behind others.
+REMAINDERS = [Case(cell, T=65, B=1, I=40, H=256) for cell in CELLS]
+REMAINDERS += [Case("lstm", T=4, B=1, I=64, H=1024), Case("lstm", T=65, B=1, I=17, H=259, proj=130, bidirectional=True)]
+
+
+@pytest.mark.parametrize("case", REMAINDERS, ids=str)
+def test_busy_cores_change_no_rounding(case):
+    """At a given number of threads: a call that begins while others hold the cores cuts its products as all do."""
+    module, data = harness.make_module(rnnfast, case), harness.Data(case)
+    with num_threads(2 * (os.cpu_count() or 1)):
+        expected = step(module, data, case.cell)
+        assert all(same(expected, step(module, data, case.cell)) for _ in range(40))
+
+
 def busy_threads(case: Case, threads: int, least: float = 0.08) -> int:
     """How many OS threads of this process burn at least so many seconds of CPU while the kernels run for 0.6."""
     module, data = harness.make_module(rnnfast, case), harness.Data(case)

@@ -42,9 +42,9 @@ class Backward {
         stretches_(schedule_, shape_.directions == 1 ? kStretchRows : schedule_.total) {
     const double flops =
         6. * schedule_.total * shape_.directions * shape_.gate_rows() * (shape_.input_size + output_size_);
-    grid_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(),
-                      shape_.gate_rows() * output_size_ * int64_t(sizeof(E)), flops, schedule_.steps)
-                .now();
+    quiet_ = make_grid(call.threads, shape_.directions, schedule_.batch, hidden_panels_.blocks(),
+                       shape_.gate_rows() * output_size_ * int64_t(sizeof(E)), flops, schedule_.steps);
+    grid_ = quiet_.now();
     lay_out_memory();
     workspace_.allocate();
     lay_out_memory();
@@ -70,7 +70,6 @@ class Backward {
     Place place;
     Barrier barrier;
     Retreat retreat;
-    typename OuterSum<E>::Scratch gate_scratch, proj_scratch;  // for the weight gradients
   };
 
   void lay_out_memory() {
@@ -88,42 +87,37 @@ class Backward {
       state.previous = workspace_.take<const E*>(schedule_.total);
       state.carry = workspace_.take<C>(kCell == Cell::kRnn ? 0 : schedule_.batch * hidden_);
     }
-    // A thread's units, of the gates and of the projection, and the weights that they belong to.
-    const int64_t units = ceil_div(hidden_, grid_.team()), columns = shape_.input_size + output_size_;
-    const int64_t proj_units = ceil_div(shape_.proj_size, grid_.team());
+    // A part's units, of the gates and of the projection, and the weights that they belong to.
+    const int64_t units = ceil_div(hidden_, quiet_.team()), columns = shape_.input_size + output_size_;
+    const int64_t proj_units = ceil_div(shape_.proj_size, quiet_.team());
     packed_size_ = OuterSum<E>::packed_size(kPlanes, std::max(units, proj_units));
     gate_sums_size_ = OuterSum<E>::sums_size(kPlanes, units, kGates * units * columns, schedule_.total);
     proj_sums_size_ = OuterSum<E>::sums_size(1, proj_units, proj_units * hidden_, schedule_.total);
-    packed_ = workspace_.take<E>(grid_.size() * packed_size_);
-    gate_sums_ = workspace_.take<C>(grid_.size() * gate_sums_size_);
-    proj_sums_ = workspace_.take<C>(grid_.size() * proj_sums_size_);
+    packed_ = workspace_.take<E>(quiet_.size() * packed_size_);
+    gate_sums_ = workspace_.take<C>(quiet_.size() * gate_sums_size_);
+    proj_sums_ = workspace_.take<C>(quiet_.size() * proj_sums_size_);
   }
 
   void run_thread(int thread) {
     const Place place = place_of(grid_, thread);
     for (int d = 0; d < shape_.directions; ++d) {
       if (grid_.directions == 2 && d != place.team) continue;
-      E* const packed = packed_ + thread * packed_size_;
-      const Member member{d,
-                          place,
-                          barriers_.slice(place),
-                          barriers_.retreat_of(place),
-                          {packed, gate_sums_ + thread * gate_sums_size_},
-                          {packed, proj_sums_ + thread * proj_sums_size_}};
+      const Member member{d, place, barriers_.slice(place), barriers_.retreat_of(place)};
       prepare(member);
       barriers_.team(place).wait(place.rank);
       for (int64_t stretch = stretches_.count() - 1; stretch >= 0; --stretch) {
         run_steps(member, stretch);
         barriers_.team(place).wait(place.rank);
-        if (call_.direction[d].grad_weight_ih) weight_gradients(member, stretch);
-        if (call_.grad_input && shape_.directions == 1) input_gradient(thread, stretch);
+        for (int part = place.rank; part < quiet_.team() && call_.direction[d].grad_weight_ih; part += grid_.team())
+          weight_gradients(member, part, stretch);
+        if (call_.grad_input && shape_.directions == 1) input_gradients(thread, stretch);
         if (stretch > 0) barriers_.team(place).wait(place.rank);
       }
       if (call_.direction[d].grad_cx) store_grad_cx(member);
     }
     if (!call_.grad_input || shape_.directions == 1) return;
     barriers_.all().wait(thread);
-    input_gradient(thread, 0);
+    input_gradients(thread, 0);
   }
 
   // Packs this thread's part of the weights, notes where each row's previous h lies, sets up the carried gradients.
@@ -391,18 +385,20 @@ class Backward {
     }
   }
 
-  // A stretch's share of this thread's rows of every weight gradient: units in place.rank's part, for each gate.
-  void weight_gradients(const Member& member, int64_t stretch) {
+  // A stretch's share of a part of the rows of every weight gradient: the same units of each gate.
+  void weight_gradients(const Member& member, int part, int64_t stretch) {
     const BackwardDirection<E, C>& direction = call_.direction[member.d];
     const State& state = state_[member.d];
-    const Range units = part_of(hidden_, member.place.rank, grid_.team()), rows = stretches_.rows(stretch);
+    const Range units = part_of(hidden_, part, quiet_.team()), rows = stretches_.rows(stretch);
+    const int64_t place = member.place.team * quiet_.team() + part;
+    E* const packed = packed_ + place * packed_size_;
     const typename OuterSum<E>::Share share{rows.last - rows.first, stretch == stretches_.count() - 1, stretch == 0};
     // Plane of each gate, for the products with x and with h.
     static constexpr int kGruInput[] = {1, 2, 0}, kGruHidden[] = {1, 2, 3}, kInOrder[] = {0, 1, 2, 3};
     const int* x_planes = kCell == Cell::kGru ? kGruInput : kInOrder;
     const int* h_planes = kCell == Cell::kGru ? kGruHidden : kInOrder;
     const typename OuterSum<E>::Left dgates{state.dgates, kPlanes, hidden_, plane_, kPlanes * plane_};
-    const OuterSum<E> sum(dgates, units, member.gate_scratch);
+    const OuterSum<E> sum(dgates, units, {packed, gate_sums_ + place * gate_sums_size_});
     const auto x = [&](int64_t row) { return call_.input + (rows.first + row) * shape_.input_size; };
     const auto h = [&](int64_t row) { return state.previous[rows.first + row]; };
     sum.add(share, Product{direction.grad_weight_ih, x_planes, kGates, shape_.input_size, x},
@@ -412,17 +408,24 @@ class Backward {
       sum.totals(direction.grad_bias_hh, h_planes, kGates);
     }
     if (shape_.proj_size) {
-      const Range columns = part_of(shape_.proj_size, member.place.rank, grid_.team());
+      const Range columns = part_of(shape_.proj_size, part, quiet_.team());
       const typename OuterSum<E>::Left dproj{state.dproj, 1, shape_.proj_size, proj_stride_, proj_stride_};
-      const OuterSum<E> proj(dproj, columns, member.proj_scratch);
+      const OuterSum<E> proj(dproj, columns, {packed, proj_sums_ + place * proj_sums_size_});
       const auto raw = [&](int64_t row) { return state.raw + row * hidden_; };
       proj.add(share, Product{direction.grad_weight_hr, kInOrder, 1, hidden_, raw});
     }
   }
 
-  // grad_input = sum over directions of dgates W_ih, for this thread's part of the rows of a stretch.
-  void input_gradient(int thread, int64_t stretch) {
-    const Range rows = stretches_.rows(stretch), part = part_of(rows.last - rows.first, thread, grid_.size());
+  void input_gradients(int thread, int64_t stretch) {
+    for (int part = thread; part < quiet_.size(); part += grid_.size()) {
+      const Range rows = stretches_.rows(stretch), own = part_of(rows.last - rows.first, part, quiet_.size());
+      input_gradient(rows.first, own);
+    }
+  }
+
+  // grad_input = sum over directions of dgates W_ih, for a part of the rows of a stretch, which begins with row
+  // `start`.
+  void input_gradient(int64_t start, Range part) {
     V acc[kAccumulators], other[kAccumulators];
     for (int64_t block = 0; block < input_panels_.blocks(); ++block) {
       const PanelWidth width = input_panels_.width(block);
@@ -437,7 +440,7 @@ class Backward {
         for (int m = 0; m < count; ++m) {
           for (int v = 0; v < width; ++v) {
             const int64_t column = (input_panels_.first_vector(block) + v) * kLanes;
-            E* out = call_.grad_input + (rows.first + part.first + first + m) * shape_.input_size + column;
+            E* out = call_.grad_input + (start + part.first + first + m) * shape_.input_size + column;
             const int64_t left = shape_.input_size - column;
             left >= kLanes ? store_part<true>(out, acc[m * width + v], kLanes)
                            : store_part<false>(out, acc[m * width + v], int(left));
@@ -453,7 +456,7 @@ class Backward {
   const int64_t hidden_, plane_, proj_stride_, output_size_, output_stride_;
   const PanelShape<E> hidden_panels_, proj_panels_, input_panels_;
   Stretches stretches_;
-  ThreadGrid grid_;
+  ThreadGrid quiet_, grid_;  // quiet_: where no other program holds the cores. What cuts sums must not depend on that
   Workspace workspace_;
   Barriers barriers_{};
   State state_[2];

@@ -15,9 +15,9 @@
 // exponentials (AVX2, LSTM H 64, B 16: 17.4 -> 15.0 us per step on Zen 4; more than 4 bring nothing).
 constexpr int kTilesPerFinish = 4;
 // The same for up to 3 rows: then vectors of units of a row take the place of rows (Zen 4, B 1, T 100: LSTM H 32 to 512
-// 1.03-1.12 times faster, RNN H 64 1.13; with 2 vectors 1.02-1.1).
+// 1.03-1.14 times faster, RNN H 64 1.14; with 2 vectors less).
 constexpr int kFewRows = 3, kVectorsPerFinish = 4;
-static_assert(kFewRows * kMaxVectors <= kAccumulators);
+static_assert(kFewRows * kMaxVectors <= kAccumulators && kMaxVectors <= kVectorsPerFinish);
 
 template <class E, Cell kCell>
 class Forward {
@@ -101,7 +101,7 @@ class Forward {
       state.c = workspace_.take<C>(kCell == Cell::kLstm ? schedule_.batch * shape_.hidden_size : 0);
       state.raw = workspace_.take<E>(shape_.proj_size ? schedule_.batch * raw_stride_ : 0);
     }
-    const int64_t blocks = ceil_div(hidden_panels_.blocks(), grid_.units);
+    const int64_t blocks = ceil_div(hidden_panels_.blocks(), plan_.quiet_units);
     const int64_t stride = std::min(blocks * kMaxVectors * kLanes, units * kGates);
     const int64_t step_rows = ceil_div(schedule_.batch, grid_.slices);
     // A chunk grows by whole steps until it holds chunk_rows_.

@@ -64,7 +64,7 @@ struct ForwardCall {
   const Storage* input;   // [rows, I]
   int64_t input_stride;   // elements from row to row; even, and zero-padded, for bfloat16
   Storage* output;        // [rows, directions * output_size]
-  int64_t output_stride;  // as input_stride, the zeros written by the caller
+  int64_t output_stride;  // of a layer between others it is the next one's input_stride; the caller writes the zeros
   ForwardDirection<Storage, Compute> direction[2];
 };
 

@@ -97,12 +97,13 @@ void run_forward(void (*kernel)(const ForwardCall<E, C>*, int64_t), const LayerS
   for (int64_t k = 0; k < std::min<int64_t>(last, 2); ++k)
     between[k] = stride == width ? empty(input.scalar_type(), {schedule.total, stride})
                                  : zeros(input.scalar_type(), {schedule.total, stride});
+  const int threads = usable_threads();
   std::vector<ForwardCall<E, C>> layers(sizes.num_layers);
   for (int64_t k = 0; k <= last; ++k) {
     ForwardCall<E, C>& call = layers[k];
     call.shape = shape;
     call.schedule = &schedule;
-    call.threads = usable_threads();
+    call.threads = threads;
     if (k > 0) call.shape.input_size = width;
     call.input = k > 0 ? layers[k - 1].output : read<E>(input);
     call.input_stride = k > 0 ? stride : input.size(input.dim() - 1);

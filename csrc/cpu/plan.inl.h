@@ -29,6 +29,7 @@ enum class InputProduct {
 
 struct ForwardPlan {
   ThreadGrid grid;
+  int quiet_units;  // grid.units where no other program holds the cores: what cuts products must not depend on that
   InputProduct input;
   bool even_rows;      // the rows of a slice are evenly spaced across time steps: W_ih x is one product per chunk
   int64_t wave_steps;  // 0: the layer is not one of a wavefront
@@ -58,7 +59,9 @@ ForwardPlan make_plan(const ForwardCall<E, C>& call, int threads, int64_t wave_s
   const int64_t hidden_bytes = gate_rows * output_size * int64_t(sizeof(E));
   ForwardPlan plan;
   plan.wave_steps = wave_steps;
-  plan.grid = grid_of(call, threads).now();
+  plan.grid = grid_of(call, threads);
+  plan.quiet_units = plan.grid.units;
+  plan.grid = plan.grid.now();
   plan.even_rows = plan.grid.slices == 1 || (schedule.padded() && schedule.batch % plan.grid.slices == 0);
 
   bool rows_contiguous = true;  // what in-place products need

@@ -5,7 +5,7 @@
 // what        left over go round. All come to the tasks (layer, chunk) in one order, in which each is after those
 //             that it needs. If other programs take cores away, a thread takes every task that nobody has begun; if
 //             they hold them already, one thread computes all chunks, so that results do not depend on them.
-// Sync        A task waits for the same chunk of the layer before and for the last chunk of its own layer.
+// Sync        A task waits for the same chunk of the layer before and for the previous chunk of its own layer.
 // Limits      One direction (the reverse one ends where the next layer would begin), and no ragged batches.
 
 // Rows of a chunk: a tile of an input product (AVX-512). Handing a chunk on costs ~0.2 us, and the last layer begins
@@ -34,12 +34,12 @@ int wave_threads(const ForwardCall<E, C>* layers, int64_t count, int64_t wave_st
     most = std::max(most, flops_of(layers[k]));
   }
   const int threads = int(std::min<double>(std::min<int64_t>(count, last.threads), flops / kWaveFlops));
-  if (threads <= 1) return 1;
-  const ThreadGrid grid = grid_of(last, last.threads);
   const bool in_cache = shape.gate_rows() * (shape.input_size + shape.output_size()) * sizeof(E) <= kAtStepBytes;
-  if (grid.units > 1 && !in_cache) return 1;
+  if (threads <= 1 || !in_cache) return 1;
+  const ThreadGrid grid = grid_of(last, last.threads);
   const double one_by_one = flops / grid.size() * (grid.units > 1 ? kUnitSplitCost : 1);
-  return most * count / threads < one_by_one ? threads : 1;
+  const double chunks = double(schedule.steps / wave_steps), filling = (chunks + threads - 1) / chunks;
+  return most * count / threads * filling < one_by_one ? threads : 1;
 }
 
 template <class E, Cell kCell>
@@ -49,6 +49,9 @@ class Wavefront {
 
   Wavefront(const ForwardCall<E, ComputeOf<E>>* calls, int count, int64_t wave_steps)
       : count_(count), chunks_(ceil_div(calls->schedule->steps, wave_steps)), events_(Contention::events()) {
+    // The last layer waits for a chunk of every other, and for packed weights.
+    const double chunk_ns = flops_of(calls[count - 1]) / kFlopsPerNanosecond / double(chunks_);
+    long_wait_ = std::max(Contention::kLongWait, int64_t(Contention::kSteps * count * chunk_ns));
     for (int k = 0; k < count; ++k) layers_[k].forward.emplace(calls[k], 1, wave_steps);
   }
 
@@ -92,23 +95,25 @@ class Wavefront {
     await(layer.finished, chunk, &since);
     if (!layer.begun.compare_exchange_strong(next, chunk + 1, std::memory_order_relaxed)) return;
     if (k > 0) await(layers_[k - 1].finished, chunk + 1, &since);
-    Contention::judge(since, Contention::kLongWait);
+    Contention::judge(since, long_wait_);
     layer.forward->run_chunk_of_wave(chunk);
     layer.finished.store(chunk + 1, std::memory_order_release);
   }
 
   const int count_;
   const int64_t chunks_, events_;
+  int64_t long_wait_;
   Layer layers_[kMostLayers];
 };
 
 template <class E, Cell kCell>
-void forward_cell(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
+void run_waves(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count, int most_threads, int64_t wave_steps) {
   using Wave = Wavefront<E, kCell>;
-  const int64_t wave_steps = ceil_div(kWaveRows, layers->schedule->batch);
-  const int threads = wave_threads(layers, count, wave_steps);
-  for (int64_t first = 0; threads > 1 && first < count; first += Wave::kMostLayers) {
-    Wave wave(layers + first, int(std::min<int64_t>(count - first, Wave::kMostLayers)), wave_steps);
+  const int64_t groups = ceil_div(count, Wave::kMostLayers);
+  for (int64_t group = 0; group < groups; ++group) {
+    const Range own = part_of(count, group, groups);
+    const int size = int(own.last - own.first), threads = std::min(most_threads, size);
+    Wave wave(layers + own.first, size, wave_steps);
     if (Contention::recent()) {
       wave.work_alone();
       continue;
@@ -116,7 +121,14 @@ void forward_cell(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
 #pragma omp parallel num_threads(threads)
     wave.work(omp_get_thread_num(), omp_get_num_threads());
   }
-  for (int64_t k = 0; threads == 1 && k < count; ++k)
+}
+
+template <class E, Cell kCell>
+void forward_cell(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
+  const int64_t wave_steps = ceil_div(kWaveRows, layers->schedule->batch);
+  const int threads = wave_threads(layers, count, wave_steps);
+  if (threads > 1) return run_waves<E, kCell>(layers, count, threads, wave_steps);
+  for (int64_t k = 0; k < count; ++k)
     if (!Forward<E, kCell>(layers[k], layers[k].threads).run()) Forward<E, kCell>(layers[k], 1).run();
 }
 

@@ -25,10 +25,12 @@ def _layer_operators(cell: str, states: int, flags: int):
     def infer(*arguments):
         (relu, input, given, weights, *rows), more = split(arguments)
         (num_layers,) = more or (1,)
-        counts = {"weights": len(weights)}
-        counts |= {name: len(state) for name, state in zip(("hx", "cx"), given, strict=False) if state is not None}
-        for name, count in counts.items():
-            if num_layers < 1 or count % num_layers:
+        sizes = {"weights": [len(weights)]}
+        sizes |= {
+            name: (*state.shape, 0) for name, state in zip(("hx", "cx"), given, strict=False) if state is not None
+        }
+        for name, (count, *_) in sizes.items():
+            if num_layers < 1 or count < 1 or count % num_layers:
                 raise RuntimeError(f"{name}: expected as many for each of {num_layers} layers, got {count}")
 
         def layer(cell, *of_layer):
