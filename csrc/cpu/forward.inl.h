@@ -287,10 +287,11 @@ class Forward {
   }
 
   void run_step(const Member& member, int64_t step, int64_t t, const C* ahead, int64_t rows) {
-    int64_t block = member.blocks.first;
-    if (ahead && rows <= kFewRows) block = step_few_rows(member, step, t, ahead, int(rows));
-    for (; block < member.blocks.last; ++block)
-      step_block(member, step, t, block, ahead + hidden_panels_.position(block), rows);
+    if (ahead && rows > 0 && rows <= kFewRows)
+      step_few_rows(member, step, t, ahead, int(rows));
+    else
+      for (int64_t block = member.blocks.first; block < member.blocks.last; ++block)
+        step_block(member, step, t, block, ahead + hidden_panels_.position(block), rows);
     if (shape_.proj_size) {
       member.barrier.wait(member.unit);
       const Range blocks = part_of(proj_panels_.blocks(), member.unit, member.barrier.size());
@@ -299,39 +300,35 @@ class Forward {
     member.barrier.wait(member.unit);
   }
 
-  // The step of all blocks of whole vectors of units, some vectors of a row at a time. Returns the block after them.
-  int64_t step_few_rows(const Member& member, int64_t step, int64_t t, const C* ahead, int rows) {
+  // All products of some blocks, then their activations: whole vectors of units of each row, and those of the last one.
+  void step_few_rows(const Member& member, int64_t step, int64_t t, const C* ahead, int rows) {
     const State& state = state_[member.d];
     const Operand<E> h{state.h[step % 2] + member.slice * hidden_stride_, grid_.slices * hidden_stride_};
-    constexpr int kBlocks = kGates == 1 ? 1 : kVectorsPerFinish;
-    V acc[kFewRows * kVectorsPerFinish * kGates];  // [blocks, rows, width]
-    int64_t block = member.blocks.first;
-    const auto whole = [&](int64_t block) {
-      return block < member.blocks.last && hidden_panels_.columns_in(block) % kLanes == 0;
+    const bool save = call_.direction[member.d].gates;
+    const auto end_step = [&](const Tile& tile) {
+      save ? finish<true>(member, step, t, tile) : finish<false>(member, step, t, tile);
     };
-    while (rows > 0 && whole(block)) {
-      const int64_t first = block;
-      const int width = hidden_panels_.width(first).vectors;
-      do {
+    constexpr int64_t kBlocks = kGates == 1 ? 1 : kVectorsPerFinish;
+    V acc[kFewRows * kVectorsPerFinish * kGates + 1];  // [blocks, rows, width]; dense blocks are read past their end
+    for (int64_t first = member.blocks.first, end; first < member.blocks.last; first = end) {
+      end = std::min(first + kBlocks, member.blocks.last);
+      const int width = hidden_panels_.width(first).vectors, last_width = hidden_panels_.width(end - 1).vectors;
+      for (int64_t block = first; block < end; ++block)
         product(acc + (block - first) * rows * width, hidden_panels_, block, rows, h,
                 panel_of(state.hidden_panel, hidden_panels_, block), call_.direction[member.d].weights.hh);
-      } while (++block < first + kBlocks && whole(block));
-      const int vectors = int(block - first) * width / kGates;
-      for (int row = 0; row < rows; ++row) {
-        const Tile tile{row,
-                        vectors,
-                        hidden_panels_.first_column(first),
-                        kLanes,
-                        reinterpret_cast<const C*>(acc + row * width),
-                        (kGates == 1 ? 1 : rows * width) * kLanes,
-                        ahead + row * ahead_stride_ + hidden_panels_.position(first),
-                        kGates * kLanes,
-                        kLanes,
-                        true};
-        call_.direction[member.d].gates ? finish<true>(member, step, t, tile) : finish<false>(member, step, t, tile);
-      }
+      const int64_t unit = hidden_panels_.first_column(first);
+      const int units = int(std::min(hidden_panels_.first_column(end), shape_.hidden_size) - unit);
+      const int whole = units / kLanes, rest = units % kLanes;  // vectors, and units of the last one
+      const int64_t position = hidden_panels_.position(first);
+      for (int row = 0; row < rows && whole > 0; ++row)
+        end_step({row, whole, unit, kLanes, reinterpret_cast<const C*>(acc + row * width),
+                  (kGates == 1 ? 1 : rows * width) * kLanes, ahead + row * ahead_stride_ + position, kGates * kLanes,
+                  kLanes, true});
+      if (rest > 0)
+        end_step({0, rows, unit + whole * kLanes, rest,
+                  reinterpret_cast<const C*>(acc + (kGates == 1 ? 1 : rows * kGates) * whole), last_width * kLanes,
+                  ahead + position + whole * kGates * kLanes, ahead_stride_, hidden_panels_.gate_stride(end - 1)});
     }
-    return block;
   }
 
   void step_block(const Member& member, int64_t step, int64_t t, int64_t block, const C* ahead, int64_t rows) {
