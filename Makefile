@@ -3,7 +3,7 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
-TESTS ?= tests bench
+TESTS ?= tests
 WORKERS ?= 2
 ABI_TORCH ?= 2.15.0 2.14.1 2.11.0
 ABI_TESTS ?= tests/test_parity.py tests/test_ops.py tests/test_compile.py
@@ -36,11 +36,13 @@ help:
 
 setup: $(PACKAGES) $(LIBRARY)
 
-# All tests, those of the benchmark too, run in WORKERS processes, a file in one of them, in the order of
-# tests/conftest.py. Some of the tests, or all with WORKERS=1, run in one and need no pytest-xdist.
+# All tests run in WORKERS processes, a file in one of them, in the order of tests/conftest.py. Some of the tests, or all
+# with WORKERS=1, run in one and need no pytest-xdist. The benchmark's own run before all tests, in processes of their
+# own: torch's test suite, part of ours, forbids the process to change torch's switches, which they must.
 SPREAD = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
 test: setup $(EMULATOR)
-	$(RUN) -m pytest $(if $(filter tests bench,$(TESTS)),$(SPREAD)) $(TESTS)
+	$(if $(filter tests,$(TESTS)),$(RUN) -m pytest $(SPREAD) bench)
+	$(RUN) -m pytest $(if $(filter tests,$(TESTS)),$(SPREAD)) $(TESTS)
 
 # The CUDA kernels, for a torch with CUDA and an nvcc of the same major version. Needs no GPU; TORCH_CUDA_ARCH_LIST=9.0
 # builds for one architecture, all take minutes.
