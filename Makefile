@@ -28,11 +28,11 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test emulator cuda cuda-estimate bench gpu-check lint format test-asan test-triton-matrix abi-check aarch64-check clean
+.PHONY: help setup test emulator cuda cuda-estimate bench gpu-check lint format docs-images test-asan test-triton-matrix abi-check aarch64-check clean
 
 help:
 	@echo "make test | bench [BENCH=cpu|full|gpu-quick|gpu] | gpu-check | emulator | cuda | lint | format"
-	@echo "make test-asan | cuda-estimate | test-triton-matrix | abi-check | aarch64-check | clean"
+	@echo "make docs-images | test-asan | cuda-estimate | test-triton-matrix | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
@@ -73,6 +73,10 @@ format: $(PACKAGES)
 	$(RUFF) check --fix .
 	$(RUFF) format .
 	$(CLANG_FORMAT) -i $(CSRC) $(EMULATED)
+
+# The pictures of the README and of docs/, drawn from bench/results. Needs Python alone.
+docs-images:
+	$(PYTHON) tools/docs_images.py
 
 # The packages first and without building rnnfast (RNNFAST_BUILD=0), so that a change of a kernel never runs pip.
 # --no-compile: byte code of the few modules in use is made when they are, which halves the set-up (48 s of CPU to 20 s).
