@@ -32,12 +32,12 @@ class Model(nn.Module):
 
 
 def export_onnx(model: Model, path: str) -> None:
-    """The exporter by tracing writes one ONNX LSTM node per layer, free in batch and length."""
+    """The exporter by tracing writes one ONNX LSTM node per layer, of any batch and length."""
     torch.onnx.export(
         model,
         (torch.randn(2, 5, FEATURES),),
         path,
-        dynamo=False,  # the other exporter unrolls the layers or loops over time
+        dynamo=False,  # the newer exporter writes this length into the shape of the scores
         input_names=["x"],
         output_names=["scores"],
         dynamic_axes={"x": {0: "batch", 1: "time"}, "scores": {0: "batch", 1: "time"}},

@@ -22,8 +22,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 def run(name: str, *launcher: str, seconds: float = 180) -> str:
     """What an example prints. A launcher's processes end with it, after `seconds` too."""
     command = [sys.executable, *launcher, str(ROOT / "examples" / name), "--small"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RNNFAST_BACKEND")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment.pop("RNNFAST_BACKEND", None)
     child = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
