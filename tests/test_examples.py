@@ -22,7 +22,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 def run(name: str, *launcher: str, seconds: float = 180) -> str:
     """What an example prints. A launcher's processes end with it, after `seconds` too."""
     command = [sys.executable, *launcher, str(ROOT / "examples" / name), "--small"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}  # other tests keep the other cores busy
     environment.pop("RNNFAST_BACKEND", None)
     child = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
