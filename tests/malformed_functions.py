@@ -43,7 +43,7 @@ class FunctionCall(Attempt):
         self.input = torch.randn(*ahead, shapes.input_size)
         states = tuple(torch.randn(shape) for shape in shapes.states(batch))
         self.hx = None if r.random() < 0.25 else states if len(states) == 2 or r.random() < 0.5 else states[0]
-        self.weights = [torch.randn(shape, requires_grad=r.random() < 0.5) for shape in shapes.weights()]
+        self.weights = [(0.2 * torch.randn(shape)).requires_grad_(r.random() < 0.5) for shape in shapes.weights()]
         self.options = {
             "has_biases": shapes.bias,
             "num_layers": shapes.layers,
@@ -110,7 +110,12 @@ class FunctionCall(Attempt):
 
     @property
     def exact(self) -> bool:
-        dtypes = {t.dtype for t in (self.input, *self.weights, *(self._states() or ())) if t is not None}
+        given = (self.input, *self.weights, *(self._states() or ()))
+        if any(t is None for t in given):
+            return False
+        if not all(isinstance(self.options[name], bool) for name in ("has_biases", "bidirectional", "batch_first")):
+            return False
+        dtypes = {t.dtype for t in given}
         one_dtype = len(dtypes) == 1 and dtypes < set(FLOATS)
         return one_dtype and (self.batch_sizes is None or packs(self.batch_sizes, len(self.input)))
 
@@ -161,7 +166,7 @@ class OperatorCall(Attempt):
         states = [torch.randn(shape[self.step :]).to(dtype) for shape in shapes.states(batch)]
         if kind != "packed" and r.random() < 0.2:
             states = [None] * len(states)
-        weights = [torch.randn(shape).to(dtype) for shape in shapes.weights()]
+        weights = [(0.2 * torch.randn(shape)).to(dtype) for shape in shapes.weights()]
         rest = [*weights, None, None][:4] if self.step else [weights, batch_sizes, lengths]
         args = [x, *states, *rest, *self.op.flags, *([shapes.layers] if shapes.layers > 1 else [])]
         operators = self.op.step if self.step else self.op.layer
@@ -198,6 +203,8 @@ class OperatorCall(Attempt):
             self.args[k] = r.choice([True, False, None, 0, -1, 5, 2**62, "text"])
 
     def allowed(self) -> bool:
+        if any(isinstance(value, str) for value in self.args):
+            return False
         if self.name == "bwd":
             after = range(self.known, len(self.args) - 3)
             for k in (*range(self.grads), self.grads, *after):

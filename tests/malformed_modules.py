@@ -288,6 +288,9 @@ class ModuleCall(Attempt):
         for name in ("batch_first", "bidirectional", "bias"):
             if not self.cell and not isinstance(getattr(stock.module, name), bool):
                 setattr(stock.module, name, bool(getattr(stock.module, name)))  # else its operator raises
+        if not isinstance(getattr(stock.module, "dropout", 0.0), float):
+            stock.module.dropout = 0.0
+        stock.input, stock.hx = settled(stock.input), settled(stock.hx)
         if isinstance(stock.batch_sizes, Tensor):
             stock.batch_sizes = stock.batch_sizes.contiguous()  # others are read as if they were
         return stock.run()
@@ -302,6 +305,13 @@ class ModuleCall(Attempt):
     @property
     def odd(self) -> bool:
         return is_odd(self.input, self.hx, *self.module.__dict__.get("_flat_weights", self.module.parameters()))
+
+
+def settled(value: Any) -> Any:
+    """Tensors of zeros that have no memory get some: torch.nn's LSTM reads what is not there."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(settled, value))
+    return value.clone() if isinstance(value, Tensor) and torch._is_zerotensor(value) else value
 
 
 def is_odd(*values: Any) -> bool:
