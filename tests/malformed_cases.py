@@ -94,6 +94,15 @@ def layers() -> Iterator[Case]:
                 ),
                 r"(?s)xpected.*36.*got.*32" if input is None else NAMED + "|size|shape",
             )
+
+    def of_three_states(weight: str):
+        module = rnnfast.LSTM(3, 9, 2)  # of unbatched input torch.nn takes no notice of the third
+        setattr(module, weight, nn.Parameter(short(getattr(module, weight).detach()).clone()))
+        module(randn(5, 3), (zeros(2, 9),) * 3)[0].sum().backward()
+
+    for weight in ("weight_ih_l0", "weight_hh_l1"):
+        row = f"LSTM, {weight} with 32 of 36 rows, three states"
+        yield Case(row, lambda weight=weight: of_three_states(weight), r"(?s)xpected.*36.*got.*32")
     yield Case("LSTM, weight_ih with 2 of 3 columns", lambda: given("LSTM", (3, 4), "weight_ih_l0", lambda w: w[:, :2]))
     for name in ("RNN", "GRU", "LSTM"):
         row = f"{name}, hidden_size 1, weight_hh with one row fewer"

@@ -212,16 +212,23 @@ class ModuleCall(Attempt):
             self.said.append("lengths")
             self.lengths[0] = r.choice([-1, 5, 2**31, 2**62])
 
+    def weights(self) -> list[Any]:
+        """Those that torch.nn computes with; None for what is not there."""
+        names = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+        return [getattr(self.module, name, None) for name in names] if self.cell else self.module._flat_weights
+
     def allowed(self) -> bool:
         m, input, mixed = self.module, self.input, True  # torch.nn decides about dtypes
         states = self.hx if self.hx is None or self.shapes.cell == "lstm" else (self.hx,)
+        if isinstance(states, Tensor):
+            states = tuple(states)  # torch.nn takes both in one tensor
         if not isinstance(states, (tuple, list, type(None))) or not all(isinstance(s, Tensor) for s in states or ()):
             return False
         if not isinstance(input, Tensor):
             return False
         if self.cell:
             cell = f"rnn_{m.nonlinearity}" if isinstance(m, nn.RNNCell) else self.shapes.cell
-            weights = [w for w in (m.weight_ih, m.weight_hh, m.bias_ih, m.bias_hh) if w is not None]
+            weights = [w for w in self.weights() if w is not None]
             if len(weights) == 3:  # torch.nn takes one bias for itself, too
                 weights.append(weights[2])
             if cell not in CLASSES or input.dim() not in (1, 2) or any(s.dim() != input.dim() for s in states or ()):
@@ -231,16 +238,19 @@ class ModuleCall(Attempt):
             shapes = self.shapes._replace(cell=cell, bias=len(weights) > 2)
             return shapes.allow(input[ahead], states, weights, mixed=mixed)
 
-        if m.mode not in MODES or type(m.num_layers) is not int or not 0 < m.num_layers < 100:
+        mode = m.mode if isinstance(m, nn.RNN) else self.shapes.cell.upper()  # theirs is read by nothing
+        if mode not in MODES or type(m.num_layers) is not int or not 0 < m.num_layers < 100:
             return False
         uses_dropout = m.training and m.num_layers > 1
         if uses_dropout and not (isinstance(m.dropout, float) and 0 <= m.dropout <= 1):
             return False
         # What the weights say: torch.nn reads input_size, hidden_size and proj_size for its checks alone.
         shapes = self.shapes._replace(
-            cell=MODES[m.mode], layers=m.num_layers, directions=2 if m.bidirectional else 1, bias=bool(m.bias)
+            cell=MODES[mode], layers=m.num_layers, directions=2 if m.bidirectional else 1, bias=bool(m.bias)
         )
         if self.batch_sizes is None and input.dim() == 2:
+            if states is not None and self.shapes.cell == "lstm":
+                states = states[:2]  # torch.nn takes no notice of more
             if any(state.dim() != 2 for state in states or ()):
                 return False
             input = input.unsqueeze(0 if m.batch_first else 1)
@@ -250,7 +260,7 @@ class ModuleCall(Attempt):
         return shapes.allow(
             input,
             states,
-            m._flat_weights,
+            self.weights(),
             self.batch_sizes,
             self.lengths,
             batch_first=bool(m.batch_first) and self.batch_sizes is None,
@@ -300,11 +310,13 @@ class ModuleCall(Attempt):
         as_made = all(getattr(self.module, name, None) == value for name, value in self.made.items())
         if not self.cell:
             as_made = as_made and len(self.module._flat_weights_names) == len(self.shapes.weights())
+            kinds = [type(getattr(self.module, name)) for name in ("bias", "batch_first", "bidirectional", "dropout")]
+            as_made = as_made and kinds == [bool, bool, bool, float]
         return as_made and (self.batch_sizes is None or packs(self.batch_sizes, len(self.input)))
 
     @property
     def odd(self) -> bool:
-        return is_odd(self.input, self.hx, *self.module.__dict__.get("_flat_weights", self.module.parameters()))
+        return is_odd(self.input, self.hx, *self.weights())
 
 
 def settled(value: Any) -> Any:
