@@ -86,8 +86,7 @@ if SANITIZE or os.environ.get("RNNFAST_DEBUG") == "1":
     FLAGS += ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
 if SANITIZE:
     FLAGS += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
-# No relaxed arithmetic: parity is the point. Line numbers cost nothing at run time and serve every profiler.
-# For a profiler: NVCC_APPEND_FLAGS=-lineinfo, which triples the library.
+# No relaxed arithmetic: parity is the point. For a profiler: NVCC_APPEND_FLAGS=-lineinfo, which triples the library.
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 # No contraction: emulated kernels round as the device does where they say fmaf, and nowhere else.
 EMULATOR_FLAGS = ["-DRNNFAST_EMULATOR", "-Itests", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]

@@ -1,1 +1,1 @@
-"""The benchmark of rnnfast against torch.nn: `python -m bench`, see bench/README.md."""
+"""The benchmark of rnnfast against torch.nn: `python -m bench`, see docs/benchmarking.md."""

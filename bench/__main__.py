@@ -1,4 +1,4 @@
-"""`python -m bench [suite]` checks every result, times rnnfast against torch.nn, reports; see README.md."""
+"""`python -m bench [suite]` checks every result, times rnnfast against torch.nn, reports; see docs/benchmarking.md."""
 
 from __future__ import annotations
 

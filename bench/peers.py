@@ -1,4 +1,4 @@
-"""Peers on a GPU: other people's kernels on the same weights, from untracked checkouts. See "Peers" in README.md.
+"""Peers on a GPU: other people's kernels on the same weights, from untracked checkouts. See docs/peers.md.
 
 An adapter says which cases its peer takes, lays torch.nn's parameters out as the peer wants them, and calls it. The
 peers come in no other way: none is a dependency, and none of their code is in this repository.
@@ -75,7 +75,7 @@ class Peer:
             return f"needs {' and '.join(absent)}"
         unbuilt = [pattern for pattern in self.built if not list(checkout.glob(pattern))]
         if unbuilt:
-            return f"not built, {' and '.join(unbuilt)} absent: see bench/README.md"
+            return f"not built, {' and '.join(unbuilt)} absent: see docs/peers.md"
         return None if torch.cuda.is_available() else "no CUDA device"
 
     def version(self) -> str:

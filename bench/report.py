@@ -281,6 +281,6 @@ def write_markdown(
     """report.md in `folder`, with the plots that lie there."""
     text = [f"{'#' if i == 0 else '##'} {heading}\n\n{body}\n" for i, (heading, body) in enumerate(parts)]
     text += [f"![{plot.stem}]({plot.name})\n" for plot in plots]
-    text.append("`*`: noisy; `!`: other programs held the cores. How to read all this: bench/README.md.\n")
+    text.append("`*`: noisy; `!`: other programs held the cores. How to read all this: docs/benchmarking.md.\n")
     text.append(last_line(records) + "\n")
     (folder / "report.md").write_text("\n".join(text))

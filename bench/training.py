@@ -1,7 +1,7 @@
 """Trains a workload with torch.nn and with rnnfast, step by step in turn, and once in float64 as the measure of both.
 
 Adam with the usual learning rates keeps float32 training within 1e-6 of float64 over the first steps: there the curves
-are compared; bench/README.md has the measurement.
+are compared; docs/benchmarking.md has the measurement.
 """
 
 from __future__ import annotations

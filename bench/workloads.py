@@ -121,7 +121,7 @@ class Workload:
     batches: Callable[[], list[tuple]]
     epochs: int
     learning_rate: float
-    compared: int  # how many steps are compared with float64: beyond, any two float32 trainings part (README.md)
+    compared: int  # how many steps are compared with float64: then float32 trainings part (docs/benchmarking.md)
     streams: bool = False  # whether the trained model is also timed at one character per call
 
 

@@ -2,7 +2,7 @@
 //
 // `Math` supplies a value type V (a SIMD vector on the CPU, a float on the GPU) with + - * and the functions
 // one(), sigmoid(V), tanh(V), sigmoid_tanh(V, V) (their product), relu(V), step(V) (0 where V <= 0, else 1). Notation
-// and derivations: csrc/README.md. Everything here is per element; the matrix products W h and W x are the caller's.
+// and derivations: docs/design/maths.md. All of this is per element; the matrix products W h and W x are the caller's.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,6 +1,6 @@
 // Backward of one layer: back through time, and the gradients of the weights and of the input, in one parallel region.
 //
-// Shapes      dgates [rows, grad_planes * H] gradients of the pre-activations (planes: csrc/README.md), dproj [rows, P]
+// Shapes      dgates [rows, grad_planes * H] gradients of the pre-activations (docs/design/maths.md), dproj [rows, P]
 //             of the projected h; dc, or GRU's share of dh that bypasses the gates, in one [B, H] updated in place. For
 //             bfloat16 dgates and dproj are bfloat16 (each plane zero-padded to whole pairs), all sums float32.
 // Stretches   Time is walked in stretches of steps (stretches.h). A stretch's share of the gradients of weights and

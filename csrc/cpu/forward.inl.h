@@ -7,7 +7,7 @@
 //             needs no barrier, and then runs the steps of that chunk. If other programs hold the cores, one thread
 //             of a slice goes on alone (team.h, Retreat).
 // Sync        one barrier per step among the threads of a slice, two with a projection; none if a slice has one thread.
-// Saved       activated gates and c, when the call asks for them; csrc/README.md lists the planes.
+// Saved       activated gates and c, when the call asks for them; docs/design/maths.md lists them.
 // Limits      the weights are packed at every call (a stale copy cannot exist; calls of few rows read them in place)
 //             and streamed from cache at every step.
 

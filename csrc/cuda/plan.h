@@ -98,7 +98,7 @@ inline const char* refuse_kernel(Tier tier, const Resources& kernel, const Devic
 // products, which read W_hh once for 64 rows: it wins where waves are many. Never against tier cta, whose CTAs are all
 // busy and use the tensor cores no worse. Exact float32 products are plain FFMA there, several times slower than three
 // of TF32, so the others may take 4 times as many waves. All this is an estimate: no GPU has measured it
-// (csrc/README.md).
+// (docs/design/cuda.md, Waves).
 constexpr int64_t most_waves(Tier tier, Product product) {
   const int64_t most = tier == Tier::kCluster ? 8 : tier == Tier::kGroup ? 2 : INT32_MAX;
   return product == Product::kExact ? 4 * most : most;

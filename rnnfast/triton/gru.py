@@ -1,4 +1,4 @@
-"""The GRU's kernels, gates r z n; KINDs and the layout of rows are in common.py, the maths in csrc/README.md.
+"""The GRU's kernels, gates r z n; KINDs and the layout of rows are in common.py, the maths in docs/design/maths.md.
 
 Shapes: gates_x [D, rows, 3H]; gates [D, rows, 4H], r z n and W_hn h + b_hn; grad_gates [D, rows, 4H], n_x r z n_h: the
 first three multiply x, the last three h; output, grad_output [rows, D*H]; hx [D, B, H]; per direction

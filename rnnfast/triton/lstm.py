@@ -1,4 +1,4 @@
-"""The LSTM's kernels, gates i f g o; KINDs and the layout of rows are in common.py, the maths in csrc/README.md.
+"""The LSTM's kernels, gates i f g o; KINDs and the layout of rows are in common.py, the maths in docs/design/maths.md.
 
 Shapes: gates_x, gates, grad_gates [D, rows, 4H]; c_saved [D, rows, H] float32; output, grad_output [rows, D*P];
 hx [D, B, P], cx [D, B, H]; per direction weight_hh [4H, P], weight_hr [P, H]. P = H where nothing is projected.

@@ -1,4 +1,4 @@
-"""The RNN's kernels, tanh or relu; KINDs and the layout of rows are in common.py, the maths in csrc/README.md.
+"""The RNN's kernels, tanh or relu; KINDs and the layout of rows are in common.py, the maths in docs/design/maths.md.
 
 Shapes: gates_x, grad_gates [D, rows, H]; output, grad_output [rows, D*H]; hx [D, B, H]; per direction weight_hh [H, H].
 Program (x, y, z) owns units x * BLOCK_H.., batch rows y * BLOCK_B.., direction z. Nothing is saved for backward but
