@@ -88,7 +88,7 @@ TwoStatesGrads lstm_bwd(const OptionalTensor& grad_output, const OptionalTensor&
 
 Tensors step_weights(const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
                      const OptionalTensor& bias_hh) {
-  STD_TORCH_CHECK(bias_ih.has_value() == bias_hh.has_value(), "weights: expected 2 biases or none, got 1");
+  RNNFAST_REQUIRE(bias_ih.has_value() == bias_hh.has_value(), "weights: expected 2 biases or none, got 1");
   return bias_ih ? Tensors{weight_ih, weight_hh, *bias_ih, *bias_hh} : Tensors{weight_ih, weight_hh};
 }
 

@@ -25,7 +25,7 @@ bool is_half(ScalarType type) { return type == ScalarType::BFloat16 || type == S
 
 // The dtype of sums, activations and c.
 ScalarType compute_type(ScalarType type) {
-  STD_TORCH_CHECK(is_half(type) || type == ScalarType::Float || type == ScalarType::Double,
+  RNNFAST_REQUIRE(is_half(type) || type == ScalarType::Float || type == ScalarType::Double,
                   "input: expected float32, float64, bfloat16 or float16, got ", toString(type));
   return is_half(type) ? ScalarType::Float : type;
 }
@@ -263,7 +263,7 @@ void check_backward(const LayerInputs& in, const LayerSizes& sizes, const Known&
   const auto check_saved = [&](const OptionalTensor& saved, int64_t planes, ScalarType dtype, Name name) {
     if (!saved) return;
     check_shape(*saved, {sizes.directions, sizes.rows, planes * sizes.hidden_size}, name);
-    STD_TORCH_CHECK(saved->is_cpu() && saved->is_contiguous() && saved->scalar_type() == dtype, name.str(),
+    RNNFAST_REQUIRE(saved->is_cpu() && saved->is_contiguous() && saved->scalar_type() == dtype, name.str(),
                     ": expected what forward returned, in dtype ", toString(dtype));
   };
   check_saved(known.gates, saved_planes(in.cell), type, {"saved_0"});

@@ -70,20 +70,21 @@ class Rows {
 
  private:
   void from_batch_sizes(const Tensor& batch_sizes, const LayerSizes& sizes) {
-    STD_TORCH_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == torch::headeronly::ScalarType::Long &&
+    RNNFAST_REQUIRE(batch_sizes.is_cpu() && batch_sizes.scalar_type() == torch::headeronly::ScalarType::Long &&
                         batch_sizes.dim() == 1,
                     "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
+    check_memory(batch_sizes, Facts(batch_sizes), {"batch_sizes"});
     const Tensor contiguous = torch::stable::contiguous(batch_sizes);
     const int64_t* values = static_cast<const int64_t*>(contiguous.const_data_ptr());
     count_.assign(values, values + contiguous.numel());
     int64_t total = 0, limit = batch_;
     for (const int64_t count : count_) {
-      STD_TORCH_CHECK(count > 0 && count <= limit, "batch_sizes: expected positive sizes in descending order, at most ",
+      RNNFAST_REQUIRE(count > 0 && count <= limit, "batch_sizes: expected positive sizes in descending order, at most ",
                       batch_, ", got ", count);
       limit = count;
       total += count;
     }
-    STD_TORCH_CHECK((count_.empty() || count_[0] == batch_) && total == sizes.rows,
+    RNNFAST_REQUIRE((count_.empty() || count_[0] == batch_) && total == sizes.rows,
                     "batch_sizes: expected the first to be the batch of hx (", batch_,
                     ") and their sum to be the rows of input (", sizes.rows, "), got ", count_.empty() ? 0 : count_[0],
                     " and ", total);
@@ -92,13 +93,13 @@ class Rows {
   void from_lengths(const Tensor& lengths, const LayerSizes& sizes) {
     using torch::headeronly::ScalarType;
     check_shape(lengths, {batch_}, {"lengths"});
-    STD_TORCH_CHECK(lengths.is_cpu(), "lengths: expected a tensor on the device of input");
-    STD_TORCH_CHECK(lengths.scalar_type() == ScalarType::Long || lengths.scalar_type() == ScalarType::Int,
+    RNNFAST_REQUIRE(lengths.is_cpu(), "lengths: expected a tensor on the device of input");
+    RNNFAST_REQUIRE(lengths.scalar_type() == ScalarType::Long || lengths.scalar_type() == ScalarType::Int,
                     "lengths: expected int32 or int64, got ", toString(lengths.scalar_type()));
     const Tensor values = torch::stable::contiguous(torch::stable::to(lengths, ScalarType::Long));
     const int64_t* length = static_cast<const int64_t*>(values.const_data_ptr());
     for (int64_t b = 0; b < batch_; ++b)
-      STD_TORCH_CHECK(length[b] >= 0 && length[b] <= sizes.steps, "lengths: expected values from 0 to ", sizes.steps,
+      RNNFAST_REQUIRE(length[b] >= 0 && length[b] <= sizes.steps, "lengths: expected values from 0 to ", sizes.steps,
                       ", got ", length[b]);
     order_.resize(batch_);
     std::iota(order_.begin(), order_.end(), int64_t(0));

@@ -30,7 +30,7 @@ void check_backward(const LayerInputs& in, const Call& call, const Incoming& gra
     if (!saved) return;
     check_shape(*saved, {D, sizes.rows, planes * sizes.hidden_size}, name);
     const Facts facts(*saved);
-    STD_TORCH_CHECK(facts.device_type == x.device_type && facts.device_index == x.device_index &&
+    RNNFAST_REQUIRE(facts.device_type == x.device_type && facts.device_index == x.device_index &&
                         saved->is_contiguous() && saved->scalar_type() == dtype,
                     name.str(), ": expected what forward returned, in dtype ", toString(dtype));
   };

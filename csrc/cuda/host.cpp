@@ -19,7 +19,7 @@ std::atomic<bool> allow_tf32{true};  // torch's default for its RNNs
 constexpr int64_t kPiece = 16;  // bytes of one asynchronous copy
 
 ScalarType wide_type(ScalarType type) {
-  STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half || type == ScalarType::Float,
+  RNNFAST_REQUIRE(type == ScalarType::BFloat16 || type == ScalarType::Half || type == ScalarType::Float,
                   "input: the CUDA kernels take float32, bfloat16 and float16, not ", toString(type));
   return ScalarType::Float;
 }
@@ -73,13 +73,13 @@ Call::Call(const LayerInputs& in)
       stream(current_stream(place.device_index)),
       cell_(in.cell) {
   constexpr int64_t most = std::numeric_limits<int>::max() / 4;  // four planes of H, and a tile more of anything
-  STD_TORCH_CHECK(sizes.hidden_size < most && sizes.proj_size < most && sizes.batch < most && sizes.steps < most,
+  RNNFAST_REQUIRE(sizes.hidden_size < most && sizes.proj_size < most && sizes.batch < most && sizes.steps < most,
                   "expected sizes below ", most, ", got input ", shape_text(in.input));
 }
 
 Plan Call::plan(const LayerInputs& in, bool backward) const {
   const Choice choice = find_plan({product, backward, sizes.proj_size > 0, dense_shape(in)}, limits);
-  STD_TORCH_CHECK(choice.found, "rnnfast: no CUDA kernel takes this layer; ", choice.why());
+  RNNFAST_REQUIRE(choice.found, "rnnfast: no CUDA kernel takes this layer; ", choice.why());
   return choice.plan;
 }
 
@@ -110,20 +110,21 @@ Shape Call::shape(const LayerInputs& in) {
 }
 
 void Call::upload_batch_sizes(const Tensor& batch_sizes, Shape& shape) {
-  STD_TORCH_CHECK(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.dim() == 1,
+  RNNFAST_REQUIRE(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.dim() == 1,
                   "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
+  check_memory(batch_sizes, Facts(batch_sizes), {"batch_sizes"});
   const Tensor host = as_contiguous(batch_sizes);
   const int64_t* const values = read<int64_t>(host);
   const int64_t steps = host.numel();
   int64_t total = 0, limit = sizes.batch;
   for (int64_t t = 0; t < steps; ++t) {
-    STD_TORCH_CHECK(values[t] > 0 && values[t] <= limit,
+    RNNFAST_REQUIRE(values[t] > 0 && values[t] <= limit,
                     "batch_sizes: expected positive sizes in descending order, at most ", sizes.batch, ", got ",
                     values[t]);
     limit = values[t];
     total += values[t];
   }
-  STD_TORCH_CHECK(steps && values[0] == sizes.batch && total == sizes.rows,
+  RNNFAST_REQUIRE(steps && values[0] == sizes.batch && total == sizes.rows,
                   "batch_sizes: expected the first to be the batch of hx (", sizes.batch,
                   ") and their sum to be the rows of input (", sizes.rows, "), got ", steps ? values[0] : 0, " and ",
                   total);
@@ -140,24 +141,24 @@ void Call::upload_batch_sizes(const Tensor& batch_sizes, Shape& shape) {
 void Call::upload_lengths(const Tensor& lengths, Shape& shape) {
   check_shape(lengths, {sizes.batch}, {"lengths"});
   const bool wide_lengths = lengths.scalar_type() == ScalarType::Long;
-  STD_TORCH_CHECK(wide_lengths || lengths.scalar_type() == ScalarType::Int, "lengths: expected int32 or int64, got ",
+  RNNFAST_REQUIRE(wide_lengths || lengths.scalar_type() == ScalarType::Int, "lengths: expected int32 or int64, got ",
                   toString(lengths.scalar_type()));
   Tensor values = as_contiguous(lengths);
   const Facts facts(values);
   if (values.is_cpu()) {
     for (int64_t b = 0; b < sizes.batch; ++b) {
       const int64_t length = wide_lengths ? read<int64_t>(values)[b] : read<int32_t>(values)[b];
-      STD_TORCH_CHECK(length >= 0 && length <= sizes.steps, "lengths: expected values from 0 to ", sizes.steps,
+      RNNFAST_REQUIRE(length >= 0 && length <= sizes.steps, "lengths: expected values from 0 to ", sizes.steps,
                       ", got ", length);
     }
   }
   if (facts.device_type != place.device_type) {
-    STD_TORCH_CHECK(values.is_cpu(), "lengths: expected a tensor on the CPU or on the device of input");
+    RNNFAST_REQUIRE(values.is_cpu(), "lengths: expected a tensor on the CPU or on the device of input");
     const Tensor moved = cuda::empty(place, values.scalar_type(), {sizes.batch});
     copy(moved, values);
     values = moved;
   } else {
-    STD_TORCH_CHECK(facts.device_index == place.device_index, "lengths: expected the device of input");
+    RNNFAST_REQUIRE(facts.device_index == place.device_index, "lengths: expected the device of input");
   }
   const Tensor clamped = cuda::empty(place, ScalarType::Int, {sizes.batch});
   check(clamp_lengths(read(values), wide_lengths, write<int32_t>(clamped), shape.batch, shape.steps, stream),
