@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import rnnfast
 from rnnfast import _ext
-from rnnfast.select import requested
+from rnnfast._backends import requested
 
 from .cases import DTYPES, Case, new_module
 

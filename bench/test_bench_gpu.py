@@ -31,7 +31,7 @@ from bench import (
 )
 from bench.cases import Case, float32_products
 from bench.suites import Experiment
-from rnnfast import select
+from rnnfast import _backends
 
 WITHOUT_TRITON = os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
 SMALL = Case("GRU", "training", 8, 3, seq_len=5)
@@ -275,7 +275,7 @@ def test_a_section_of_a_tier_runs_that_tier(monkeypatch, tmp_path, fake_gpu, cap
         return "too large" if hidden_size > 8 else None
 
     def measure_case(experiment, seconds, others):
-        measured.append((os.environ.get("RNNFAST_TIER"), select.requested(), experiment.case.hidden_size))
+        measured.append((os.environ.get("RNNFAST_TIER"), _backends.requested(), experiment.case.hidden_size))
         return record_on_gpu(experiment.case.name, section=experiment.section)
 
     measured = []

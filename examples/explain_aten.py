@@ -16,7 +16,7 @@ HIDDEN = 16 if SMALL else 128
 
 def show(cause: str, before, cure: str, after) -> None:
     """Prints what `explain` answered before and after the cure."""
-    reason = next(iter(before.passed_over.values()), "it was requested")
+    reason = "it was requested" if before.requested else next(iter(before.passed_over.values()))
     print(f"\n{cause}\n  explain says {before.backend!r}: {reason}\n  {cure}\n  explain says {after.backend!r}")
 
 

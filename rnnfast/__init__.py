@@ -3,10 +3,11 @@
 Replace torch.nn.LSTM by rnnfast.LSTM, or call rnnfast.convert(model); rnnfast.explain(module, input) says what runs.
 """
 
-from . import _dynamo, functional
+from . import _dynamo, _flops, functional
+from ._backends import backend, backends
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .patch import convert, patch, patched, revert, unpatch
-from .select import backend, backends, explain
+from .select import explain
 
 __version__ = "0.1.0"
 
@@ -29,3 +30,4 @@ __all__ = [
 ]
 
 _dynamo.install()
+_flops.install()

@@ -2,16 +2,14 @@
 
 Dynamo refuses to trace any instance of nn.RNN, nn.LSTM and nn.GRU unless torch._dynamo.config.allow_rnn is set, since
 torch's own operators unroll. Ours do not: so allow_rnn is set just while Dynamo wraps an instance of ours. As the
-import of torch._dynamo takes seconds and most programs never need it, a finder on sys.meta_path waits for it.
+import of torch._dynamo takes seconds and most programs never need it, rnnfast waits for it.
 """
 
 import functools
-import importlib.abc
-import importlib.machinery
-import sys
 from types import ModuleType
 
-from . import select
+from . import _backends, select
+from ._imports import after_import
 from .modules import _Recurrent
 
 _BUILDER = "torch._dynamo.variables.builder"
@@ -30,7 +28,7 @@ def _allow_ours(builder: ModuleType) -> None:
     @functools.wraps(wrap_module)
     def wrap_module_or_ours(self, value):
         # Without kernels of ours, torch's own operator would unroll: then leave Dynamo its graph break.
-        if isinstance(value, _Recurrent) and not all(backend.unavailable() for backend in select.OURS):
+        if isinstance(value, _Recurrent) and not all(backend.unavailable() for backend in _backends.OURS):
             with builder.config.patch(allow_rnn=True):
                 return wrap_module(self, value)
         return wrap_module(self, value)
@@ -39,30 +37,7 @@ def _allow_ours(builder: ModuleType) -> None:
     state = "rnnfast's modules are traced whole"
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Runs _allow_ours right after the import of Dynamo's builder."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != _BUILDER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module):
-                execute(module)
-                _allow_ours(module)
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
 def install() -> None:
     # torch._dynamo.assume_constant_result, without its import: it acts while tracing, and breaks no graph.
     select._warn_once._dynamo_marked_constant = True
-    builder = sys.modules.get(_BUILDER)
-    if builder is not None:
-        _allow_ours(builder)
-    else:
-        sys.meta_path.insert(0, _Finder())
+    after_import(_BUILDER, _allow_ours)

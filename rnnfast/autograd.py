@@ -5,6 +5,12 @@ a re-expression: with create_graph=True the gradients are those of reference.py'
 
 Both have forward(ctx, ...), for the split into forward and setup_context costs an inspect.signature().bind at every
 call, 20 of the 50 us of a small one, and would make results of what is merely saved.
+
+Users may change in place, before backward, what torch.nn's backward does not need: a layer's output, although ours
+needs it; biases; a weight whose product needs no gradient. Autograd finds such a change when backward asks for what was
+saved. Then the check is taken off those tensors, and a changed output is computed again. A changed input, state or
+other weight still raises autograd's own error. Where saved-tensor hooks are active (those of checkpointing, say)
+autograd checks nothing: there the version counter of the output is kept, and backward looks at it.
 """
 
 import functools
@@ -14,8 +20,67 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .ops import OPERATORS
+from .ops import OPERATORS, Cell, Refused, is_refusal, require_later_layers
 from .precision import follow_switch_in_backward
+
+_EMPTY = torch.empty(0)
+_CHANGED = (
+    "one of the variables needed for gradient computation has been modified by an inplace operation"  # autograd's
+)
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+
+def _counter_of(tensor: Tensor) -> Tensor:
+    """A tensor that shares the version counter of `tensor`, so its views' and aliases' too, but none of its memory."""
+    counter = tensor.detach()
+    counter.data = _EMPTY
+    return counter
+
+
+def _same(tensor):
+    return tensor
+
+
+def _saved(ctx, stages):
+    """(What forward saved, through how many `stages` it was got).
+
+    Where autograd finds a change in place it is asked again, without its check of some places: `stages` are functions
+    that give them, one more of them each time. Raises autograd's error for a change elsewhere.
+    """
+    stage = getattr(ctx, "stage", 0)  # an earlier backward through the same node may have gone through some
+    if stage > len(stages):
+        raise RuntimeError(f"{_CHANGED}: a weight or bias that backward of backward needs")
+    while True:
+        try:
+            return ctx.saved_tensors, stage  # checkpointing forbids to read it twice
+        except RuntimeError as error:
+            if stage == len(stages) or _CHANGED not in str(error):
+                raise
+        for place in stages[stage]():
+            ctx._raw_saved_tensors[place].register_hooks(_same, _same)  # autograd checks no tensor that has hooks
+        ctx.stage = stage = stage + 1
+
+
+def _output_changed(ctx, stage, output):
+    """Whether a layer's output has been changed in place; `stage` of _saved: 1 the output alone, 2 also weights."""
+    counter, version = getattr(ctx, "version", (None, None))
+    if counter is not None:
+        return counter._version != version
+    if stage == 2 and output._version != 0:
+        raise RuntimeError(f"{_CHANGED}: the output of a layer, and a bias or weight that its output depends on")
+    return stage == 1
+
+
+def _unneeded(count, directions, of_input, of_states):
+    """The places, among `count` weights, of those whose values backward needs not.
+
+    They are biases, weight_ih if no gradient of the input is wanted, and weight_hh if none of any earlier h is.
+    """
+    each = count // directions
+    needs = [of_input, of_states, *[False] * (each - 2)]
+    if each % 2 == 1:
+        needs[-1] = True  # a projection's weight_hr
+    return [i for i in range(count) if not needs[i % each]]
 
 
 class _Layer(torch.autograd.Function):
@@ -24,31 +89,57 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, namespace, cell, batch_sizes, lengths, input, *tensors):
         op = OPERATORS[namespace][cell]
-        outputs = op.layer.fwd(input, *tensors[: op.states], tensors[op.states :], batch_sizes, lengths, *op.flags)
+        states = op.states
         ctx.namespace, ctx.cell = namespace, cell
-        saved = outputs[1 + op.states :]
-        ctx.save_for_backward(batch_sizes, lengths, input, *tensors, outputs[0], *saved)
-        if not torch.compiler.is_compiling():  # Dynamo knows no such method; its graphs carry zeros instead
+        if torch.compiler.is_compiling():  # its graphs carry zeros for gradients that are not there
+            outputs = op.layer.fwd(input, *tensors[:states], tensors[states:], batch_sizes, lengths, *op.flags)
+        else:
             ctx.set_materialize_grads(False)
-        return outputs[: 1 + op.states]
+            try:
+                outputs = op.eager_layer.fwd(
+                    input, *tensors[:states], tensors[states:], batch_sizes, lengths, *op.flags
+                )
+            except RuntimeError as error:
+                if is_refusal(error):
+                    raise Refused(str(error)) from error
+                raise
+            if _top_hooks(True) is not None:
+                ctx.version = _counter_of(outputs[0]), outputs[0]._version
+        ctx.save_for_backward(batch_sizes, lengths, input, *tensors, outputs[0], *outputs[1 + states :])
+        return outputs[: 1 + states]
 
     @staticmethod
     def backward(ctx, *grads):
         op, needs = OPERATORS[ctx.namespace][ctx.cell], ctx.needs_input_grad[4:]
-        batch_sizes, lengths, input, *tensors = ctx.saved_tensors
-        states, tensors = tensors[: op.states], tensors[op.states :]
-        weights, results = tensors[: len(needs) - 1 - op.states], tensors[len(needs) - 1 - op.states :]
-        if _differentiable(grads):
+        compiling, differentiable = torch.compiler.is_compiling(), _differentiable(grads)
+        first, count = 3 + op.states, len(needs) - 1 - op.states  # of the weights, among what is saved
+
+        def unneeded():
+            directions = 2 if count > 5 or (count == 4 and ctx._raw_saved_tensors[first + 2].data.dim() == 2) else 1
+            return [first + i for i in _unneeded(count, directions, needs[0], True)]
+
+        def output():
+            return [first + count]
+
+        if compiling:
+            saved, stage = ctx.saved_tensors, 0
+        else:
+            saved, stage = _saved(ctx, [output] if differentiable else [output, unneeded])
+        batch_sizes, lengths, input = saved[:3]
+        states, weights, results = saved[3:first], saved[first : first + count], saved[first + count :]
+        if differentiable:
 
             def again(input, states, weights):
                 return reference.layer(ctx.cell, input, states, weights, batch_sizes, lengths)
 
             gradients = _reexpressed_backward(again, input, states, weights, needs, grads)
         else:
-            if not torch.compiler.is_compiling():
+            arguments = input, *states, weights, batch_sizes, lengths, *op.flags
+            if not compiling:
                 follow_switch_in_backward(ctx.namespace, input)
-            arguments = input, *states, weights, batch_sizes, lengths, *op.flags, *results
-            gradients = _wanted(op.layer.bwd(*grads, *arguments, *_needed(needs, op.states)), needs)
+                if _output_changed(ctx, stage, results[0]):
+                    results = op.layer.fwd(*arguments)[0], *results[1:]
+            gradients = _wanted(op.layer.bwd(*grads, *arguments, *results, *_needed(needs, op.states)), needs)
         return (None, None, None, None, *gradients)
 
 
@@ -58,20 +149,36 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, namespace, cell, input, *tensors):
         op = OPERATORS[namespace][cell]
-        outputs = op.step.fwd(input, *tensors, *op.flags)
+        ctx.namespace, ctx.cell = namespace, cell
+        if torch.compiler.is_compiling():
+            outputs = op.step.fwd(input, *tensors, *op.flags)
+        else:
+            ctx.set_materialize_grads(False)
+            if tensors[op.states].is_inference():  # autograd cannot save it, and torch's cells need not
+                raise Refused("weight_ih was made in inference mode")
+            try:
+                outputs = op.eager_step.fwd(input, *tensors, *op.flags)
+            except RuntimeError as error:
+                if is_refusal(error):
+                    raise Refused(str(error)) from error
+                raise
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
-        ctx.namespace, ctx.cell = namespace, cell
         ctx.save_for_backward(input, *tensors, *(outputs[op.states :] or outputs))
-        if not torch.compiler.is_compiling():
-            ctx.set_materialize_grads(False)
         return outputs[: op.states]
 
     @staticmethod
     def backward(ctx, *grads):
         op, needs = OPERATORS[ctx.namespace][ctx.cell], ctx.needs_input_grad[2:]
-        given, saved = ctx.saved_tensors[: len(needs)], ctx.saved_tensors[len(needs) :]
-        if _differentiable(grads):
+        compiling, differentiable = torch.compiler.is_compiling(), _differentiable(grads)
+        needed = _needed(needs, op.states)
+
+        def unneeded():
+            return [1 + op.states + i for i in _unneeded(4, 1, *needed[:2])]
+
+        saved = ctx.saved_tensors if compiling else _saved(ctx, [] if differentiable else [unneeded])[0]
+        given, results = saved[: len(needs)], saved[len(needs) :]
+        if differentiable:
             input, *tensors = given
             states = tensors[: op.states]
             weights = [weight for weight in tensors[op.states :] if weight is not None]
@@ -82,10 +189,9 @@ class _Step(torch.autograd.Function):
             gradients = _reexpressed_backward(again, input, states, weights, needs, grads)
             gradients += [None] * (len(needs) - len(gradients))
         else:
-            if not torch.compiler.is_compiling():
+            if not compiling:
                 follow_switch_in_backward(ctx.namespace, given[0])
-            arguments = *given, *op.flags, *saved
-            gradients = _wanted(op.step.bwd(*grads, *arguments, *_needed(needs, op.states)), needs)
+            gradients = _wanted(op.step.bwd(*grads, *given, *op.flags, *results, *needed), needs)
         return (None, None, *gradients)
 
 
@@ -138,7 +244,7 @@ def _reexpressed_backward(again, input, states, weights, needs, grads):
 
 # Function.apply without its preparations for torch.func, whose transforms reach no call of the kernels (select.py): it
 # takes 5 us of 25 (Zen 4).
-_apply_layer = super(torch.autograd.Function, _Layer).apply
+apply_layer = super(torch.autograd.Function, _Layer).apply
 _apply_step = super(torch.autograd.Function, _Step).apply
 
 
@@ -151,14 +257,40 @@ def layer(
     lengths: Tensor | None = None,
     namespace: str = "rnnfast",
 ) -> tuple[Tensor, ...]:
-    """One layer through the operators of `ops.py`, differentiable; the arguments and results of `reference.layer`."""
-    op = OPERATORS[namespace][cell]
+    """One layer through the operators of `ops.py`, differentiable; the arguments and results of `reference.layer`.
+
+    Raises Refused, before anything is computed, for what the operators do not take; so do `stack` and `step`.
+    """
     if torch.is_grad_enabled() and _any_requires_grad(weights, input, states):
-        if torch.compiler.is_compiling():  # Dynamo refuses one tensor in two places (hx = cx, tied weights)
-            states, weights = [s.view_as(s) for s in states], [w.view_as(w) for w in weights]
-            return _Layer.apply(namespace, cell, batch_sizes, lengths, input, *states, *weights)
-        return _apply_layer(namespace, cell, batch_sizes, lengths, input, *states, *weights)
-    return op.layer.infer(input, *states, weights, batch_sizes, lengths, *op.flags)
+        return _train(cell, input, states, weights, batch_sizes, lengths, namespace)
+    return infer(OPERATORS[namespace][cell], input, states, weights, batch_sizes, lengths, 1)
+
+
+def _train(cell, input, states, weights, batch_sizes, lengths, namespace):
+    if torch.compiler.is_compiling():  # Dynamo refuses one tensor in two places (hx = cx, tied weights)
+        states, weights = [s.view_as(s) for s in states], [w.view_as(w) for w in weights]
+        return _Layer.apply(namespace, cell, batch_sizes, lengths, input, *states, *weights)
+    return apply_layer(namespace, cell, batch_sizes, lengths, input, *states, *weights)
+
+
+def infer(
+    op: Cell,
+    input: Tensor,
+    states: Sequence[Tensor | None],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    num_layers: int,
+) -> tuple[Tensor, ...]:
+    """A stack of layers without gradients, by the operators `op`."""
+    if torch.compiler.is_compiling():
+        return op.layer.infer(input, *states, weights, batch_sizes, lengths, *op.flags, num_layers)
+    try:
+        return op.eager_layer.infer(input, *states, weights, batch_sizes, lengths, *op.flags, num_layers)
+    except RuntimeError as error:
+        if is_refusal(error):
+            raise Refused(str(error)) from error
+        raise
 
 
 def stack(
@@ -173,13 +305,14 @@ def stack(
     namespace: str = "rnnfast",
 ) -> tuple[Tensor, ...]:
     """A stack of layers through the operators, differentiable; the arguments and results of `reference.stack`."""
+    trains = torch.is_grad_enabled() and _any_requires_grad(weights, input, states)
+    if not trains and (dropout == 0 or num_layers == 1):
+        return infer(OPERATORS[namespace][cell], input, states, weights, batch_sizes, lengths, num_layers)
     if num_layers == 1:
-        return layer(cell, input, states, weights, batch_sizes, lengths, namespace)
-    if dropout != 0 or (torch.is_grad_enabled() and _any_requires_grad(weights, input, states)):
-        each = functools.partial(layer, namespace=namespace)
-        return reference.stack(each, cell, input, states, weights, num_layers, dropout, batch_sizes, lengths)
-    op = OPERATORS[namespace][cell]
-    return op.layer.infer(input, *states, weights, batch_sizes, lengths, *op.flags, num_layers)
+        return _train(cell, input, states, weights, batch_sizes, lengths, namespace)
+    require_later_layers(states, weights, num_layers)
+    each = functools.partial(layer, namespace=namespace)
+    return reference.stack(each, cell, input, states, weights, num_layers, dropout, batch_sizes, lengths)
 
 
 def step(
@@ -192,12 +325,19 @@ def step(
     """One step of a cell through the operators, differentiable; the arguments and results of `reference.step`."""
     op = OPERATORS[namespace][cell]
     biases = () if len(weights) == 4 else (None, None)
+    compiling = torch.compiler.is_compiling()
     if torch.is_grad_enabled() and _any_requires_grad(weights, input, states):
-        if torch.compiler.is_compiling():
+        if compiling:
             states, weights = [s.view_as(s) for s in states], [w.view_as(w) for w in weights]
             return _Step.apply(namespace, cell, input, *states, *weights, *biases)
         return _apply_step(namespace, cell, input, *states, *weights, *biases)
-    results = op.step.infer(input, *states, *weights, *biases, *op.flags)
+    operators = op.step if compiling else op.eager_step
+    try:
+        results = operators.infer(input, *states, *weights, *biases, *op.flags)
+    except RuntimeError as error:
+        if is_refusal(error):
+            raise Refused(str(error)) from error
+        raise
     return (results,) if op.states == 1 else results
 
 

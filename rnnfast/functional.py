@@ -10,9 +10,10 @@ import torch
 from torch import _VF, Tensor
 
 from . import select
-from ._call import AUTOCAST_DTYPES, LENGTHS_NEED, Call, autocast_dtype, check_lengths, fits, zeros
+from ._backends import ATEN, Backend
+from .call import AUTOCAST_DTYPES, Call, autocast_dtype, zeros
+from .check import LENGTHS_NEED, check_lengths, check_states, check_what_torch_trusts, descending
 from .ops import CELLS
-from .select import Backend
 
 
 def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -49,14 +50,7 @@ def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
         )
         check_lengths(call)
         chosen = select.choose(call)
-        if chosen is select.ATEN:
-            return _aten(call)
-        try:
-            return run(call, chosen)
-        except Exception:
-            if fits(call):
-                raise
-            return _aten(call)  # which judges what does not fit
+        return _aten(call) if chosen is ATEN else run(call, chosen)
 
     function.__name__ = function.__qualname__ = cell
     function.__doc__ = doc
@@ -156,6 +150,7 @@ def _onednn_lstm(call: Call) -> bool:
 
 def _aten(call: Call) -> tuple[Tensor, ...]:
     """The stack by torch's own operator, which also raises the errors of a call that does not fit."""
+    _check_what_torch_trusts(call)
     states = zeros(call) if call.states is None else call.states
     hx = states[0] if CELLS[call.cell].states == 1 else states
     operator = getattr(_VF, call.cell)
@@ -166,3 +161,22 @@ def _aten(call: Call) -> tuple[Tensor, ...]:
     if call.lengths is not None:
         raise RuntimeError(LENGTHS_NEED)
     return results
+
+
+def _check_what_torch_trusts(call: Call) -> None:
+    """Raises RuntimeError for arguments that torch's operators, which their modules protect, would not survive."""
+    dims = 3 if call.batch_sizes is None else 2
+    if call.input.dim() != dims:
+        raise RuntimeError(f"input must have {dims} dimensions, got {call.input.dim()}")
+    if call.batch_sizes is not None and not descending(call.batch_sizes, call.input.size(0)):
+        kind = f"{call.batch_sizes.dtype} {list(call.batch_sizes.shape)} on {call.batch_sizes.device}"
+        rows = call.input.size(0)
+        raise RuntimeError(f"batch_sizes: expected descending int64 [T] on the CPU with a sum of {rows}, got {kind}")
+    weight_hh = call.weights[1] if len(call.weights) > 1 else None
+    if weight_hh is None or weight_hh.dim() != 2:
+        given = len(call.weights) if weight_hh is None else f"{list(weight_hh.shape)} as weight_hh"
+        raise RuntimeError(f"Expected weight_ih, weight_hh and so on of every layer and direction, got {given}")
+    hidden_size, output_size = weight_hh.size(0) // CELLS[call.cell].gates, weight_hh.size(1)
+    check_states(call, hidden_size, output_size)
+    sizes = call.input.size(-1), hidden_size, 0 if output_size == hidden_size else output_size
+    check_what_torch_trusts(call._replace(sizes=sizes), [f"weights[{i}]" for i in range(len(call.weights))])

@@ -7,20 +7,22 @@ that could be stale: weights are read by name at every call.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Proxy
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from . import autograd, functional, select
-from ._call import LENGTHS_NEED, Call, check_lengths, fits
-from .select import ATEN
+from ._backends import ATEN
+from ._tracing import OfTorchClass, proxy_in, record
+from .call import Call, zeros
+from .check import LENGTHS_NEED, PLAIN_TYPES, check_lengths, check_what_torch_trusts
+from .ops import CELLS, Refused, is_refusal
 
-_CELLS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu", "LSTM": "lstm", "GRU": "gru"}  # torch.nn's `mode`
-_NONE = None, None  # an LSTM's states that are not given
+_RNNS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # torch.nn's `mode`
 
 _NOTE = """
     .. note::
@@ -40,21 +42,7 @@ class _Drop:
 
     _torch_class: type[torch.nn.Module]
 
-    def _weights(self, names: Sequence[str]) -> list[Tensor] | None:
-        """The weights by name as they are now, parameters or what took their place; None if one is no tensor."""
-        parameters = self._parameters
-        weights = [parameters.get(name) for name in names]
-        for i, weight in enumerate(weights):
-            if weight is None:
-                weights[i] = weight = getattr(self, names[i], None)
-                if not isinstance(weight, Tensor):
-                    return None
-        return weights
-
-    def _record(self, proxy: Proxy, *args: Any, **kwargs: Any) -> Proxy:
-        """Under torch.fx.symbolic_trace: one call_module node, as for the modules of torch.nn."""
-        path = proxy.tracer.path_of_module(self)
-        return proxy.tracer.create_proxy("call_module", path, args, kwargs)
+    _methods, __overloads__ = OfTorchClass(0), OfTorchClass(1)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """torch.jit.script compiles torch.nn's module over the very same parameters.
@@ -70,7 +58,7 @@ class _Drop:
 
 
 def _states(cell: str, hx: Any) -> Sequence[Tensor] | None:
-    """hx as (hx,) or (hx, cx); None for zeros, and where it is not the tensor or the pair of tensors it should be."""
+    """hx as (hx,) or (hx, cx); None where it is not the tensor or the pair of tensors it should be."""
     if cell != "lstm":
         return (hx,) if isinstance(hx, Tensor) else None
     if isinstance(hx, (tuple, list)) and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
@@ -78,25 +66,71 @@ def _states(cell: str, hx: Any) -> Sequence[Tensor] | None:
     return None
 
 
-def _proxy_in(*values: Any) -> Proxy | None:
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            value = _proxy_in(*value)
-        if isinstance(value, Proxy):
-            return value
-    return None
+def _usual_states(cell: str, hx: Any) -> Sequence[Tensor] | None:
+    """`_states` of plain tensors; None where hx needs another look."""
+    states = _states(cell, hx)
+    return states if states is not None and PLAIN_TYPES.issuperset(map(type, states)) else None
+
+
+# Methods that torch.nn's forward calls, and that subclasses override.
+_ASKED = (
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
 
 
 class _Recurrent(_Drop):
     """forward of RNN, LSTM and GRU."""
+
+    _cell: str | None = None
+    """The kind of cell; None: an RNN's `mode` says."""
+    _class_asks = False
+    """Whether the class has overridden a method of _ASKED."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        stock = cls._torch_class
+        cls._class_asks = any(getattr(cls, name, None) is not getattr(stock, name, None) for name in _ASKED)
+
+    def _asks(self) -> bool:
+        """Whether the class, or the module itself, has a method of its own that torch.nn's forward would call."""
+        own = self.__dict__
+        return self._class_asks or any(name in own for name in _ASKED)  # words that Dynamo knows
+
+    def _weights(self) -> list[Tensor] | None:
+        """The weights that torch.nn's forward would use, in its flat order; None if one is no tensor.
+
+        Those are what the names of the parameters give, if one of them is another tensor than torch.nn last saw there.
+        Else they are what `_flat_weights` holds, even where a user has put other tensors into that list.
+        """
+        flat, names, parameters = self._flat_weights, self._flat_weights_names, self._parameters
+        named = [parameters.get(name) for name in names]
+        for i, weight in enumerate(named):
+            if weight is None:  # a plain attribute, or a parametrization
+                named[i] = getattr(self, names[i], None)
+        weights = named
+        if len(flat) != len(named) or not all(map(is_, named, flat)):
+            seen = [ref and ref() for ref in self._flat_weight_refs]
+            if len(seen) == len(named) and (len(flat) != len(seen) or not all(map(is_, seen, flat))):
+                # The user has put tensors into the list. Torch.nn computes with them until a name changes.
+                pairs = zip(self._flat_weight_refs, named, strict=True)
+                if all(ref is None or weight is None or ref() is weight for ref, weight in pairs):
+                    weights = flat
+                else:
+                    self._init_flat_weights()
+        return weights if all(isinstance(weight, Tensor) for weight in weights) else None
 
     def _call(self, input: Any, hx: Any, lengths: Tensor | None = None) -> Call | None:
         """The arguments of forward in the terms of select.py, or None where their kinds or ranks are already wrong."""
         batch_sizes = None
         if isinstance(input, PackedSequence):
             input, batch_sizes, _, _ = input
-        cell = _CELLS.get(self.mode)
-        weights = self._weights(self._flat_weights_names)
+        cell = self._cell or _RNNS.get(self.mode)
+        weights = self._weights()
         if cell is None or weights is None or not isinstance(input, Tensor):
             return None
         states = _states(cell, hx)
@@ -121,64 +155,93 @@ class _Recurrent(_Drop):
             self.batch_first,
             batch_sizes,
             lengths,
+            sizes=(self.input_size, self.hidden_size, self.proj_size),
         )
-
-    def _plain(self, input: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
-        """The shortest way to the kernels; None where the arguments need another look."""
-        try:
-            cell, parameters = _CELLS[self.mode], self._parameters
-            weights = [parameters[name] for name in self._flat_weights_names]
-            if input.dim() != 3:
-                return None
-            if self.batch_first:
-                input = input.transpose(0, 1)
-            if cell == "lstm":
-                states = _NONE if hx is None else _states(cell, hx)
-                output, *hidden = autograd.stack(cell, input, states, weights, self.num_layers)
-                hidden = tuple(hidden)
-            else:
-                output, hidden = autograd.stack(cell, input, (hx,), weights, self.num_layers)
-            return output.transpose(0, 1) if self.batch_first else output, hidden
-        except Exception:
-            return None
 
     def forward(self, input, hx=None, *, lengths=None):
         """Runs the forward pass; see the class. `lengths`: int tensor `(N)`, the rows' lengths in padded input."""
-        # Dropout draws random numbers, and what has been drawn cannot be drawn again on a second way.
-        draws = self.num_layers != 1 and self.training and self.dropout != 0
-        if lengths is None and not draws and select.is_plain(input):
-            result = self._plain(input, hx)
-            if result is not None:
-                return result
+        cell, weights, num_layers = self._cell or _RNNS.get(self.mode), self._flat_weights, self.num_layers
+        each = (5 if self.proj_size else 4) if self.bias else 3 if self.proj_size else 2
+        usual = (
+            lengths is None
+            and select.fast_path_open(input)
+            and input.dim() == 3
+            and not (num_layers != 1 and self.training and self.dropout)
+            and cell is not None
+            and len(weights) == num_layers * (2 if self.bidirectional else 1) * each
+            and all(map(is_, map(self._parameters.get, self._flat_weights_names), weights))
+            and PLAIN_TYPES.issuperset(map(type, weights))
+            and not self._class_asks
+            and self.__dict__.keys().isdisjoint(_ASKED)
+        )
+        states = None
+        if usual:
+            states = _usual_states(cell, hx) if hx is not None else (None, None) if cell == "lstm" else (None,)
+        if states is None:
+            return self._decided(input, hx, lengths)
+        batch_first, trains = self.batch_first, torch.is_grad_enabled()
+        x = input.transpose(0, 1) if batch_first else input
+        try:
+            if trains:
+                output, *hidden = autograd.stack(cell, x, states, weights, num_layers)
+            else:  # autograd.infer, in place: its call takes half a microsecond
+                op = CELLS[cell]
+                output, *hidden = op.eager_layer.infer(x, *states, weights, None, None, *op.flags, num_layers)
+        except RuntimeError as error:
+            if not (isinstance(error, Refused) if trains else is_refusal(error)):
+                raise
+            return self._decided(input, hx, lengths)
+        if batch_first:
+            output = output.transpose(0, 1)
+        return output, tuple(hidden) if cell == "lstm" else hidden[0]
+
+    # torch.nn's signature: ONNX's TorchScript exporter passes all that it finds there by position.
+    forward.__signature__ = inspect.signature(torch.nn.LSTM.forward)
+
+    def _decided(self, input: Any, hx: Any, lengths: Tensor | None) -> Any:
+        """`forward` by the backend that select.py decides on."""
         call = self._call(input, hx, lengths)
         if call is None:
-            proxy = _proxy_in(input, hx)
+            proxy = proxy_in(input, hx)
             if proxy is not None:
-                return self._record(proxy, input, hx, **({} if lengths is None else {"lengths": lengths}))
-            return super().forward(input, hx)
+                return record(self, proxy, input, hx=hx, lengths=lengths)
+            call = self._call(input, None)
+            if call is not None:
+                check_what_torch_trusts(call, self._flat_weights_names)
+            return self._by_torch(input, hx, lengths)
         if lengths is not None:
             check_lengths(call)
         chosen = select.choose(call)
         if chosen is ATEN:
+            check_what_torch_trusts(call, self._flat_weights_names)
             return self._by_torch(input, hx, lengths)
 
         packed = isinstance(input, PackedSequence)
-        if packed and hx is not None and input.sorted_indices is not None:
-            hx = self.permute_hidden(hx, input.sorted_indices)
-            call = call._replace(states=hx if call.cell == "lstm" else (hx,))
-        try:
-            output, *states = functional.run(call, chosen)
-        except Exception:
-            if fits(call):
-                raise
-            return self._by_torch(input, hx, lengths)
+        if packed and hx is not None and (input.sorted_indices is not None or self._asks()):
+            call = call._replace(states=self._permuted(call, call.states, input.sorted_indices))
+        if self._asks():
+            call = self._asked(call)
+        output, *states = functional.run(call, chosen)
         if not packed and input.dim() == 2:
             output = output.squeeze(0 if self.batch_first else 1)
             states = [state.squeeze(1) for state in states]
         hidden = tuple(states) if call.cell == "lstm" else states[0]
         if packed:
             return PackedSequence(output, *input[1:]), self.permute_hidden(hidden, input.unsorted_indices)
-        return output, hidden
+        return output, self.permute_hidden(hidden, None) if self._asks() else hidden
+
+    def _permuted(self, call: Call, states: Sequence[Tensor], order: Tensor | None) -> Sequence[Tensor]:
+        hidden = self.permute_hidden(tuple(states) if call.cell == "lstm" else states[0], order)
+        return hidden if call.cell == "lstm" else (hidden,)
+
+    def _asked(self, call: Call) -> Call:
+        """`call` after the subclass's own checks, in torch.nn's order."""
+        states = zeros(call) if call.states is None else call.states
+        if call.batch_sizes is None or call.cell != "lstm":
+            self.check_forward_args(call.input, states if call.cell == "lstm" else states[0], call.batch_sizes)
+        if call.states is not None and call.batch_sizes is None:
+            states = self._permuted(call, states, None)
+        return call._replace(states=states)
 
     def _by_torch(self, input, hx, lengths):
         """torch.nn's own forward, which also raises its own errors."""
@@ -186,9 +249,6 @@ class _Recurrent(_Drop):
         if lengths is not None:
             raise RuntimeError(LENGTHS_NEED)
         return result
-
-    # torch.nn's signature: ONNX's TorchScript exporter passes all that it finds there by position.
-    forward.__signature__ = inspect.signature(torch.nn.LSTM.forward)
 
 
 class RNN(_Recurrent, torch.nn.RNN):
@@ -198,16 +258,17 @@ class RNN(_Recurrent, torch.nn.RNN):
 
 class LSTM(_Recurrent, torch.nn.LSTM):
     __doc__ = torch.nn.LSTM.__doc__ + _NOTE.format("LSTM") + _LENGTHS_NOTE
+    _cell = "lstm"
     _torch_class = torch.nn.LSTM
 
 
 class GRU(_Recurrent, torch.nn.GRU):
     __doc__ = torch.nn.GRU.__doc__ + _NOTE.format("GRU") + _LENGTHS_NOTE
+    _cell = "gru"
     _torch_class = torch.nn.GRU
 
 
-_WITHOUT = ("weight_ih", "weight_hh")
-_WITH_BIASES = (*_WITHOUT, "bias_ih", "bias_hh")
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class _Cell(_Drop):
@@ -215,54 +276,81 @@ class _Cell(_Drop):
 
     _mode: Callable[[], str | None]  # "rnn_tanh", "gru", ...; None for what torch.nn's own forward refuses
 
+    def _weights(self) -> list[Tensor | None]:
+        """The weights by name as they are now, parameters or what took their place; without biases if both are None."""
+        parameters = self._parameters
+        weights = [parameters.get(name) for name in _CELL_WEIGHTS]
+        for i, weight in enumerate(weights):
+            if weight is None:
+                weights[i] = getattr(self, _CELL_WEIGHTS[i])
+        return weights[:2] if weights[2] is weights[3] is None else weights
+
     def _call(self, input: Any, hx: Any) -> Call | None:
         """The arguments of forward as a call of one step, or None where their kinds or ranks are already wrong."""
-        cell = self._mode()
-        weights = self._weights(_WITH_BIASES if self.bias else _WITHOUT)
-        states = _states(cell, hx)
-        if cell is None or weights is None or not isinstance(input, Tensor) or (states is None and hx is not None):
+        cell, weights, states = self._mode(), self._weights(), None
+        if cell is None or not all(isinstance(tensor, Tensor) for tensor in (input, *weights)):
             return None
+        if hx is not None:
+            states = _states(cell, hx)
+            if states is None or any(state.dim() != input.dim() for state in states):
+                return None
         if input.dim() not in (1, 2):
-            return None
-        if states is not None and any(state.dim() != input.dim() for state in states):
             return None
         if input.dim() == 1:
             input = input[None]
             states = None if states is None else [state[None] for state in states]
-        return Call(cell, input, states, weights, bool(self.bias), step=True)
+        sizes = None  # where the matrices do not agree, which torch's cells check themselves
+        if weights[0].dim() == 2 and weights[1].shape == (weights[0].size(0), weights[0].size(0) // CELLS[cell].gates):
+            sizes = weights[0].size(1), weights[1].size(1), 0
+        return Call(cell, input, states, weights, len(weights) == 4, step=True, sizes=sizes)
 
-    def _plain(self, input: Tensor, hx: Any) -> Sequence[Tensor] | None:
-        """The shortest way to the kernels; None where the arguments need another look."""
-        if input.dim() != 2:
+    def _fast(self, input: Tensor, hx: Any) -> Sequence[Tensor] | None:
+        """The result by the shortest way to the kernels; None where the arguments need another look."""
+        cell, parameters = self._mode(), self._parameters
+        weights = [parameters.get(name) for name in _CELL_WEIGHTS]
+        if weights[2] is weights[3] is None and "bias_ih" in parameters and "bias_hh" in parameters:
+            weights = weights[:2]
+        if cell is None or input.dim() != 2 or not PLAIN_TYPES.issuperset(map(type, weights)):
+            return None
+        states = _usual_states(cell, hx) if hx is not None else (None, None) if cell == "lstm" else (None,)
+        if states is None:
             return None
         try:
-            cell, parameters = self._mode(), self._parameters
-            weights = [parameters[name] for name in (_WITH_BIASES if self.bias else _WITHOUT)]
-            states = (hx,) if cell != "lstm" else _NONE if hx is None else _states(cell, hx)
             return autograd.step(cell, input, states, weights)
-        except Exception:
+        except Refused:
             return None
 
     def forward(self, input, hx=None):
         """Runs one step; see the class."""
-        results = self._plain(input, hx) if select.is_plain(input, select.STEP_DTYPES) else None
+        results = self._fast(input, hx) if select.fast_path_open(input, select.STEP_DTYPES) else None
         if results is None:
             call = self._call(input, hx)
             if call is None:
-                proxy = _proxy_in(input, hx)
-                return super().forward(input, hx) if proxy is None else self._record(proxy, input, hx)
+                proxy = proxy_in(input, hx)
+                if proxy is None or not proxy.tracer.path_of_module(self):  # the traced module itself
+                    return self._by_torch(input, hx)
+                return record(self, proxy, input, hx=hx)
             chosen = select.choose(call)
             if chosen is ATEN:
-                return super().forward(input, hx)
-            try:
-                results = functional.run(call, chosen)
-            except Exception:
-                if fits(call):
-                    raise
-                return super().forward(input, hx)
+                check_what_torch_trusts(call, _CELL_WEIGHTS)
+                return self._by_torch(input, hx)
+            results = functional.run(call, chosen)
             if input.dim() == 1:
                 results = [result[0] for result in results]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _by_torch(self, input, hx):
+        """torch.nn's own forward, which also raises its own errors.
+
+        It takes a 2D state for a 1D input where both sizes are hidden_size, and then broadcasts or ends the process.
+        """
+        if isinstance(input, Tensor) and input.dim() == 1 and hx is not None:
+            states = hx if isinstance(self, torch.nn.LSTMCell) else (hx,)
+            for i, state in enumerate(states):
+                if isinstance(state, Tensor) and state.dim() == 2 and state.size(0) == self.hidden_size:
+                    what = f"{type(self).__name__}: Expected hx[{i}] to be 1D like the input"
+                    raise RuntimeError(f"{what}, got 2D of shape {list(state.shape)}")
+        return super().forward(input, hx)
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):
@@ -270,7 +358,7 @@ class RNNCell(_Cell, torch.nn.RNNCell):
     _torch_class = torch.nn.RNNCell
 
     def _mode(self) -> str | None:
-        return _CELLS.get(f"RNN_{self.nonlinearity}".upper())
+        return _RNNS.get(f"RNN_{self.nonlinearity}".upper())
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .ops import directions_of
+
 States = tuple[Tensor, ...]  # (h,) or (h, c)
 
 
@@ -61,8 +63,7 @@ def _direction(step, input: Tensor, states: States, weights: Sequence[Tensor], m
 
 
 def _zeros(cell: str, input: Tensor, weights: Sequence[Tensor]) -> States:
-    directions = 2 if len(weights) > 5 or (len(weights) == 4 and weights[2].dim() == 2) else 1  # biases are vectors
-    output_size = weights[1].size(1)
+    directions, output_size = directions_of(weights), weights[1].size(1)
     hidden_size = weights[0].size(0) // 4 if cell == "lstm" else output_size
     h = input.new_zeros(directions, input.size(1), output_size)
     return (h, input.new_zeros(directions, input.size(1), hidden_size)) if cell == "lstm" else (h,)

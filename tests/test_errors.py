@@ -132,16 +132,17 @@ def with_attribute(name, value):
 LAYER_MODULES = {
     "weight_ih_float64": with_weight("weight_ih_l0", lambda w: w.double()),
     "weight_hh_float64": with_weight("weight_hh_l0", lambda w: w.double()),
-    "bias_short": with_weight("bias_hh_l0", lambda w: w[:3].clone()),
     "bias_meta": with_weight("bias_hh_l0", lambda w: w.to("meta")),
     "weight_None": with_weight("weight_ih_l0", lambda w: None),
     "all_meta": lambda m: m.to("meta")(randn(5, 2, 3)),
     "num_layers": with_attribute("num_layers", 3),
 }
-# LSTM excepted: torch's oneDNN path reads a weight of a wrong shape as if it were right.
-RNN_AND_GRU_MODULES = {
+# Ours names the weight; torch.nn's error, if any, comes from within a product.
+WRONG_SHAPES = {
+    "bias_short": with_weight("bias_hh_l0", lambda w: w[:3].clone()),
     "weight_ih_shape": with_weight("weight_ih_l0", lambda w: w[:, :2].clone()),
     "weight_hh_shape": with_weight("weight_hh_l0", lambda w: w[:, :3].clone()),
+    "weight_hh_rows": with_weight("weight_hh_l0", lambda w: w[:-1].clone()),
 }
 # What torch.nn takes although one might not think so.
 LAYER_ACCEPTED = {
@@ -178,7 +179,6 @@ CELL_CALLS = {
     "state_number": lambda m: m(randn(2, 3), 5),
     "weight_hh_shape": with_weight("weight_hh", lambda w: w[:, :3].clone()),
     "weight_ih_float64": with_weight("weight_ih", lambda w: w.double()),
-    "bias_short": with_weight("bias_ih", lambda w: w[:3].clone()),
     "weight_None": with_weight("weight_hh", lambda w: None),
 }
 CELL_ACCEPTED = {
@@ -261,12 +261,26 @@ def test_layer_rejects(kind, case, grad):
         assert_same_outcome(case, *twins(kind), raises=True)
 
 
-@pytest.mark.parametrize("kind", ["rnn_tanh", "rnn_relu", "gru"])
+@every_layer
 @grad_modes
-@pytest.mark.parametrize("case", rows(("", RNN_AND_GRU_MODULES)))
-def test_rnn_and_gru_reject(kind, case, grad):
-    with torch.set_grad_enabled(grad):
-        assert_same_outcome(case, *twins(kind), raises=True)
+@pytest.mark.parametrize("case", rows(("", WRONG_SHAPES)))
+def test_a_weight_of_a_wrong_shape_is_named(kind, case, grad):
+    ours, _ = twins(kind)
+    with (
+        torch.set_grad_enabled(grad),
+        pytest.raises(RuntimeError, match=r"(weight|bias)_.h_l0: expected shape .*, got "),
+    ):
+        case(ours)
+
+
+@every_cell
+@grad_modes
+@by_default_and_by_kernels
+def test_a_bias_of_a_wrong_shape_is_named(kind, grad, request_):
+    ours, _ = twins(kind)
+    with torch.set_grad_enabled(grad), rnnfast.backend(request_) if request_ else contextlib.nullcontext():
+        with pytest.raises(RuntimeError, match=r"bias_ih: expected shape .*, got \[3\]"):
+            with_weight("bias_ih", lambda w: w[:3].clone())(ours)
 
 
 def test_unknown_mode():

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twins import CELLS, LAYERS, assert_same, state_of, tensors, twins
 
 import rnnfast
-from rnnfast import select
+from rnnfast import _backends, select
 
 KINDS = [*LAYERS, *CELLS]
 BACKENDS = ["cpu", "cuda", "triton", "emulator", "aten", "reference"]
@@ -31,8 +31,8 @@ def sample(kind, **factory):
 def _no_request_and_no_warning_yet(monkeypatch):
     """As in a fresh process without RNNFAST_BACKEND."""
     monkeypatch.setattr(select, "_warned", set())
-    monkeypatch.setattr(select, "_request", select._Request())
-    select._request.name, select._request.strict = None, False
+    monkeypatch.setattr(_backends.request, "name", None)
+    monkeypatch.setattr(_backends.request, "strict", False)
 
 
 VIEWS = {"aten.unsqueeze.default", "aten.select.int"}
@@ -191,6 +191,14 @@ def test_explain_takes_what_forward_takes():
     ):
         assert call.backend in BACKENDS and "LSTM" in str(call)
     assert rnnfast.explain(ours, None).backend == "aten"
+
+
+def test_explain_says_what_was_requested():
+    ours, _ = twins("gru")
+    with rnnfast.backend("aten"):
+        explanation = rnnfast.explain(ours, sample("gru"))
+    assert explanation.requested and "backend 'aten', which was requested" in str(explanation)
+    assert not rnnfast.explain(ours, sample("gru")).requested
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(3, 4), nn.Linear(3, 4), "LSTM"], ids=str)

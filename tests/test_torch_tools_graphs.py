@@ -98,8 +98,6 @@ def traced(how):
     return program
 
 
-BETTER_FX["symbolic_trace_alone"] = traced(lambda m: lambda x: fx.symbolic_trace(m)(x, None))
-BETTER_FX["symbolic_trace_concrete"] = traced(lambda m: fx.symbolic_trace(m, concrete_args={"hx": None}))
 BETTER_FX["traced_into"] = traced(lambda m: fx.GraphModule(Called(m), Deep().trace(Called(m))))
 
 

@@ -13,8 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from .._call import Call, batch_of, dtype_of
-from ..ops import CELLS
+from ..call import Call, batch_of, dtype_of
+from ..ops import CELLS, require
 from ..precision import float32_products
 from . import autotune, interpreted
 from .gru import gru_backward, gru_forward
@@ -52,7 +52,7 @@ def _size(layer: Layer, input: Tensor, backward: bool) -> tuple:
 
 
 def _choose(layer: Layer, input: Tensor, backward: bool, run: Callable[[Plan], Any]) -> Plan:
-    """The plan of one pass of a layer; `run` runs one, for a measurement. Raises RuntimeError where there is none."""
+    """The plan of one pass of a layer; `run` runs one, for a measurement. Refuses where there is none."""
     size = _size(layer, input, backward)
     if autotune.wanted(input):
         plans = list(candidates(*size, interpreted=interpreted, reasons=[]))
@@ -60,7 +60,7 @@ def _choose(layer: Layer, input: Tensor, backward: bool, run: Callable[[Plan], A
             return autotune.best((*size[:4], *size[5:7]), plans, run)
     chosen = plan(*size, interpreted=interpreted)
     if isinstance(chosen, str):
-        raise RuntimeError(f"rnnfast_triton::{layer.cell}: {chosen}")
+        require(False, f"no Triton kernel takes this layer; {chosen}")
     return chosen
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..ops import require_later_layers
 from . import interpreted
 
 
@@ -25,13 +26,8 @@ def _layer_operators(cell: str, states: int, flags: int):
     def infer(*arguments):
         (relu, input, given, weights, *rows), more = split(arguments)
         (num_layers,) = more or (1,)
-        sizes = {"weights": [len(weights)]}
-        sizes |= {
-            name: (*state.shape, 0) for name, state in zip(("hx", "cx"), given, strict=False) if state is not None
-        }
-        for name, (count, *_) in sizes.items():
-            if num_layers < 1 or count < 1 or count % num_layers:
-                raise RuntimeError(f"{name}: expected as many for each of {num_layers} layers, got {count}")
+        if num_layers != 1:
+            require_later_layers(given, weights, num_layers)
 
         def layer(cell, *of_layer):
             return _layers().forward(cell, relu, False, *of_layer)
@@ -96,7 +92,7 @@ def _output_of(cell: str, layer, saved) -> Tensor:
 
 
 def refuses(call) -> str | None:
-    """Why the kernels cannot run this call (_call.Call) of a stack of layers on its device, or None."""
+    """Why the kernels cannot run this call (call.Call) of a stack of layers on its device, or None."""
     return _layers().refuses(call)
 
 

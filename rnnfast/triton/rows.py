@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import directions_of, require
 from .common import LENGTHS, PACKED, PADDED
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -38,15 +39,10 @@ class Layer(NamedTuple):
         return self.ragged == LENGTHS.value
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise RuntimeError(message)
-
-
 def _check_tensor(name: str, tensor: Tensor, shape: Sequence[int], like: Tensor) -> None:
-    _check(tensor.device == like.device, f"{name}: expected the device of input ({like.device}), got {tensor.device}")
-    _check(tensor.dtype == like.dtype, f"{name}: expected the dtype of input ({like.dtype}), got {tensor.dtype}")
-    _check(tensor.shape == tuple(shape), f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
+    require(tensor.device == like.device, f"{name}: expected the device of input ({like.device}), got {tensor.device}")
+    require(tensor.dtype == like.dtype, f"{name}: expected the dtype of input ({like.dtype}), got {tensor.dtype}")
+    require(tensor.shape == tuple(shape), f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
 def layer_of(
@@ -57,39 +53,39 @@ def layer_of(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
 ) -> Layer:
-    """Raises RuntimeError, naming what was expected and what was given, for tensors that do not fit together."""
+    """Refuses, naming what was expected and what was given, tensors that do not fit together."""
     packed = batch_sizes is not None
     hx = states[0]
-    _check(not packed or lengths is None, "batch_sizes and lengths: expected at most 1 of them, got both")
-    _check(input.dtype in DTYPES, f"input: expected float32, bfloat16 or float16, got {input.dtype}")
-    _check(input.layout is torch.strided, f"input: expected a strided tensor, got {input.layout}")
+    require(not packed or lengths is None, "batch_sizes and lengths: expected at most 1 of them, got both")
+    require(input.dtype in DTYPES, f"input: expected float32, bfloat16 or float16, got {input.dtype}")
+    require(input.layout is torch.strided, f"input: expected a strided tensor, got {input.layout}")
     dims = 2 if packed else 3
-    _check(input.dim() == dims, f"input: expected {dims} dimensions, got shape {list(input.shape)}")
-    _check(not packed or hx is not None, "hx: expected a tensor with batch_sizes, got None")
+    require(input.dim() == dims, f"input: expected {dims} dimensions, got shape {list(input.shape)}")
+    require(not packed or hx is not None, "hx: expected a tensor with batch_sizes, got None")
     if hx is not None:
-        _check(hx.dim() == 3, f"hx: expected 3 dimensions, got shape {list(hx.shape)}")
+        require(hx.dim() == 3, f"hx: expected 3 dimensions, got shape {list(hx.shape)}")
 
     count, most = len(weights), 5 if cell == "lstm" else 4
-    directions = 2 if count > 5 or (count == 4 and weights[2].dim() == 2) else 1  # biases are vectors
+    directions = directions_of(weights)
     each = count // directions
     fits = count % directions == 0 and 2 <= each <= most and (each != 3 or cell == "lstm")
-    _check(fits, f"weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got {count}")
+    require(fits, f"weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got {count}")
     for name, weight in zip(("weight_ih", "weight_hh"), weights, strict=False):
-        _check(weight.dim() == 2, f"{name}: expected 2 dimensions, got shape {list(weight.shape)}")
+        require(weight.dim() == 2, f"{name}: expected 2 dimensions, got shape {list(weight.shape)}")
     gate_rows = weights[0].size(0)
-    _check(gate_rows % GATES[cell] == 0, f"weight_ih: expected {GATES[cell]} * hidden_size rows, got {gate_rows}")
+    require(gate_rows % GATES[cell] == 0, f"weight_ih: expected {GATES[cell]} * hidden_size rows, got {gate_rows}")
     hidden_size, input_size = gate_rows // GATES[cell], input.size(-1)
     projected = each % 2 == 1
     output_size = hidden_size
     if projected:
         narrow = weights[1].size(1) < hidden_size
-        _check(narrow, f"weight_hr: expected a proj_size below hidden_size {hidden_size}, got {weights[1].size(1)}")
+        require(narrow, f"weight_hr: expected a proj_size below hidden_size {hidden_size}, got {weights[1].size(1)}")
         output_size = weights[1].size(1) if hx is None else hx.size(2)
     batch = hx.size(1) if packed else input.size(1)
     steps = batch_sizes.numel() if packed else input.size(0)
-    _check(packed or steps > 0, f"input: expected at least one time step, got shape {list(input.shape)}")
+    require(packed or steps > 0, f"input: expected at least one time step, got shape {list(input.shape)}")
     least = min(input_size, hidden_size, output_size)
-    _check(least > 0, f"expected input_size, hidden_size and proj_size above zero, got {least}")
+    require(least > 0, f"expected input_size, hidden_size and proj_size above zero, got {least}")
     shapes = [(gate_rows, input_size), (gate_rows, output_size), (gate_rows,), (gate_rows,)][: each - projected]
     shapes += [(output_size, hidden_size)] if projected else []
     for i, weight in enumerate(weights):
@@ -103,12 +99,12 @@ def layer_of(
         ragged = PACKED
         offsets, lengths_of_rows = _packed_rows(batch_sizes, batch, input)
     elif lengths is not None:
-        _check(lengths.dtype in (torch.int32, torch.int64), f"lengths: expected int32 or int64, got {lengths.dtype}")
-        _check(lengths.device == input.device, f"lengths: expected {input.device}, got {lengths.device}")
-        _check(lengths.shape == (batch,), f"lengths: expected shape {[batch]}, got {list(lengths.shape)}")
+        require(lengths.dtype in (torch.int32, torch.int64), f"lengths: expected int32 or int64, got {lengths.dtype}")
+        require(lengths.device == input.device, f"lengths: expected {input.device}, got {lengths.device}")
+        require(lengths.shape == (batch,), f"lengths: expected shape {[batch]}, got {list(lengths.shape)}")
         if lengths.device.type == "cpu" and batch:
             low, high = int(lengths.min()), int(lengths.max())
-            _check(low >= 0 and high <= steps, f"lengths: expected values from 0 to {steps}, got {low} to {high}")
+            require(low >= 0 and high <= steps, f"lengths: expected values from 0 to {steps}, got {low} to {high}")
         ragged, lengths_of_rows = LENGTHS, lengths.contiguous()
     rows = input.size(0) if packed else steps * batch
     return Layer(
@@ -121,18 +117,18 @@ def _packed_rows(batch_sizes: Tensor, batch: int, input: Tensor) -> tuple[Tensor
     """(offsets [T], lengths [B]), int64 on the device of input, by one copy and without waiting for it."""
     kind = f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
     good = batch_sizes.dtype is torch.int64 and batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu"
-    _check(good and batch_sizes.numel() > 0, f"batch_sizes: expected int64 [T] on the CPU, T > 0, got {kind}")
+    require(good and batch_sizes.numel() > 0, f"batch_sizes: expected int64 [T] on the CPU, T > 0, got {kind}")
     sizes = batch_sizes.tolist()
     descending = sizes == sorted(sizes, reverse=True) and sizes[-1] > 0
-    _check(descending, f"batch_sizes: expected positive descending values, got {sizes}")
-    _check(sum(sizes) == input.size(0), f"batch_sizes: expected a sum of {input.size(0)} rows, got {sum(sizes)}")
-    _check(sizes[0] == batch, f"batch_sizes: expected hx of batch {sizes[0]}, got {batch}")
+    require(descending, f"batch_sizes: expected positive descending values, got {sizes}")
+    require(sum(sizes) == input.size(0), f"batch_sizes: expected a sum of {input.size(0)} rows, got {sum(sizes)}")
+    require(sizes[0] == batch, f"batch_sizes: expected hx of batch {sizes[0]}, got {batch}")
     ends = batch_sizes.cumsum(0)
     lengths = (batch_sizes[:, None] > torch.arange(batch)).sum(0)
     both = torch.cat([ends - batch_sizes, lengths])
     if input.is_cuda:
         captured = torch.cuda.is_current_stream_capturing()
-        _check(
+        require(
             not captured, "packed calls cannot be captured in a CUDA graph (batch_sizes are on the CPU): use lengths"
         )
         both = both.pin_memory().to(input.device, non_blocking=True)
@@ -142,11 +138,11 @@ def _packed_rows(batch_sizes: Tensor, batch: int, input: Tensor) -> tuple[Tensor
 def check_results(
     layer: Layer, input: Tensor, grads: Sequence[Tensor | None], output: Tensor, saved: Sequence[Tensor]
 ) -> None:
-    """Raises RuntimeError for what a backward operator got from forward that does not fit."""
+    """Refuses what a backward operator got from forward that does not fit."""
     output_shape = (*input.shape[:-1], layer.directions * layer.output_size)
     shapes = [(layer.directions, layer.batch, size) for size in (layer.output_size, layer.hidden_size)]
     _check_tensor("output", output, output_shape, input)
-    _check(output.is_contiguous(), "output: expected the contiguous tensor of forward")
+    require(output.is_contiguous(), "output: expected the contiguous tensor of forward")
     for name, grad, shape in zip(("output", "h_n", "c_n"), grads, (output_shape, *shapes), strict=False):
         if grad is not None:
             _check_tensor(f"grad_{name}", grad, shape, input)
@@ -155,7 +151,7 @@ def check_results(
         dtype = input.dtype if i == 0 else torch.float32
         good = tensor.dtype == dtype and list(tensor.shape) == shape and tensor.is_contiguous()
         kind = f"{tensor.dtype} {list(tensor.shape)}"
-        _check(good and tensor.device == input.device, f"saved_{i}: expected {dtype} {shape} of forward, got {kind}")
+        require(good and tensor.device == input.device, f"saved_{i}: expected {dtype} {shape} of forward, got {kind}")
 
 
 def zero_padding(layer: Layer, rows: Tensor) -> Tensor:

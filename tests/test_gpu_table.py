@@ -1,4 +1,4 @@
-"""The table of measurements by which CUDA tensors get their kernels: tools/gpu_table.py, rnnfast/dispatch.py. No GPU.
+"""The table of measurements by which CUDA tensors get their kernels: tools/gpu_table.py, rnnfast/gpu_table.py. No GPU.
 
 The results are made up, and so is the table, in a folder of the test.
 """
@@ -15,8 +15,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import rnnfast
-from rnnfast import dispatch, select
-from rnnfast._call import Call
+from rnnfast import _backends, gpu_table, select
+from rnnfast.call import Call
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "gpu_table.py"
 
@@ -47,13 +47,13 @@ RESULTS = [
 def table(tmp_path, monkeypatch):
     """The table of RESULTS in the place of the package's, for a GPU of their name; no kernel is really there."""
     tables = made(tmp_path, RESULTS)
-    monkeypatch.setattr(dispatch, "TABLES", tables)
-    monkeypatch.setattr(dispatch, "_known", {})
-    monkeypatch.setattr(dispatch, "_gpu", lambda device: ("GPU A", (9, 0)))
+    monkeypatch.setattr(gpu_table, "TABLES", tables)
+    monkeypatch.setattr(gpu_table, "_known", {})
+    monkeypatch.setattr(gpu_table, "_gpu", lambda device: ("GPU A", (9, 0)))
     monkeypatch.setattr(select, "_warned", set())
     for name in ("cuda", "triton"):
-        here = select.BACKENDS[name]._replace(unavailable=lambda: None, refuses=lambda call: None)
-        monkeypatch.setitem(select.BACKENDS, name, here)
+        here = _backends.BACKENDS[name]._replace(unavailable=lambda: None, refuses=lambda call: None)
+        monkeypatch.setitem(_backends.BACKENDS, name, here)
     return tables
 
 
@@ -76,7 +76,7 @@ def explain(cell="LSTM", units=256, rows=16, dtype=torch.bfloat16, **options):
 
 
 def test_the_package_has_no_table_that_nobody_measured():
-    for name, found in dispatch.TABLES.items():
+    for name, found in gpu_table.TABLES.items():
         assert found.keys() == {"capability", "date", "torch", "commit", "speedups"}, name
 
 
@@ -120,8 +120,8 @@ def test_the_row_its_date_and_its_gpu_are_shown(table, monkeypatch):
     slower = explain(rows=256)
     assert "slower than torch's own operator: lstm bf16 training, H 256, B 256: cuda 0.99" in slower.passed_over["cuda"]
     table["GPU B"] = table["GPU A"] | {"capability": [12, 0]}
-    dispatch._known.clear()
-    monkeypatch.setattr(dispatch, "_gpu", lambda device: ("GPU C", (8, 6)))
+    gpu_table._known.clear()
+    monkeypatch.setattr(gpu_table, "_gpu", lambda device: ("GPU C", (8, 6)))
     assert f"({origin}; GPU C has not been measured)" in str(explain())
 
 
@@ -148,12 +148,14 @@ def test_what_has_no_measurement_must_be_asked_for(table):
 
 
 def test_what_is_not_there_leaves_the_next(table, monkeypatch):
-    monkeypatch.setitem(select.BACKENDS, "triton", select.TRITON._replace(unavailable=lambda: "it is not installed"))
+    monkeypatch.setitem(
+        _backends.BACKENDS, "triton", _backends.TRITON._replace(unavailable=lambda: "it is not installed")
+    )
     assert explain(units=64).backend == "cuda"
 
 
 def test_without_a_table_nothing_changes(table, monkeypatch):
-    monkeypatch.setattr(dispatch, "TABLES", {})
+    monkeypatch.setattr(gpu_table, "TABLES", {})
     found = explain()
     assert found.backend == "aten" and found.measured is None and "must be asked for" in found.passed_over["triton"]
 
@@ -166,7 +168,7 @@ def test_a_compiled_graph_can_ask(table, dtype, found, monkeypatch):
     weights = list(rnnfast.LSTM(8, 256, dtype=dtype).parameters())
 
     def ask(x):
-        return x.sum() * 0 + len(dispatch.measured(Call("lstm", x, None, weights)).backends)
+        return x.sum() * 0 + len(gpu_table.measured(Call("lstm", x, None, weights)).backends)
 
     graphs = []
     compiled = torch.compile(ask, fullgraph=True, dynamic=True, backend=lambda graph, inputs: graphs.append(0) or graph)
@@ -178,7 +180,7 @@ def test_asking_the_table_is_cheap(table):
     """Less than a microsecond where nothing else runs; here a bound that a machine in use can keep."""
     module = rnnfast.LSTM(8, 256, device="meta", dtype=torch.bfloat16)
     call = module._call(torch.empty(5, 16, 8, device="meta", dtype=torch.bfloat16), None)
-    assert dispatch.measured(call).backends == ("cuda",)
+    assert gpu_table.measured(call).backends == ("cuda",)
     best = min(_seconds(call) for _ in range(5))
     assert best < 20e-6
 
@@ -186,5 +188,5 @@ def test_asking_the_table_is_cheap(table):
 def _seconds(call, count=1000):
     begin = time.thread_time()
     for _ in range(count):
-        dispatch.measured(call)
+        gpu_table.measured(call)
     return (time.thread_time() - begin) / count

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ._call import Call, batch_of, dtype_of
+from .call import Call, batch_of, dtype_of
 from .ops import CELLS
 from .precision import float32_products
 

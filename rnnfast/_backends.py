@@ -1,0 +1,217 @@
+"""The implementations: what each can run, why it cannot run the rest, and which one this thread asked for."""
+
+import functools
+import importlib.metadata
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, compiler
+
+from . import _ext, autograd, reference, triton
+from .call import Call, batch_of, dtype_of
+from .ops import CELLS
+from .precision import follow_switch, graph_namespace
+from .triton import operators
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Backend(NamedTuple):
+    """One implementation. `stack` and `step` run one (see reference.py); None: torch's own operator runs it all."""
+
+    name: str
+    device: str | None
+    """The type of the devices that it makes faster: there it is a loss not to take it. None: of none."""
+    unavailable: Callable[[], str | None]
+    """Why it can run nothing here, or None."""
+    refuses: Callable[[Call], str | None]
+    """Why it cannot run this call, or None."""
+    stack: Callable[..., tuple[Tensor, ...]] | None
+    step: Callable[..., tuple[Tensor, ...]] | None
+
+
+class _Request(threading.local):
+    """What this thread asked for; read as plain attributes, so that compiled graphs are guarded on it."""
+
+    def __init__(self):
+        self.name: str | None = os.environ.get("RNNFAST_BACKEND") or None
+        self.strict = False
+
+
+request = _Request()
+
+
+def requested() -> str | None:
+    """The backend that this thread asked for, or None."""
+    return request.name
+
+
+def known(name: str) -> str:
+    """`name`, if it is a backend's; else raises ValueError."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown rnnfast backend {name!r}; known are {', '.join(BACKENDS)}")
+    return name
+
+
+@contextmanager
+def backend(name: str, strict: bool = False) -> Iterator[None]:
+    """Within the block, calls of this thread take the backend `name`.
+
+    Args:
+        name: a key of `backends()`.
+        strict: raise RuntimeError, naming the reason, where a call cannot take it. Without, such a call falls back
+            to the default order with one warning per reason.
+
+    Raises ValueError for an unknown name. RNNFAST_BACKEND in the environment is the same for the whole process.
+    """
+    before = request.name, request.strict
+    request.name, request.strict = known(name), strict
+    try:
+        yield
+    finally:
+        request.name, request.strict = before
+
+
+def backends() -> dict[str, str]:
+    """Every backend by name, in the order of preference, with "available" or the reason why it is not."""
+    return {name: backend.unavailable() or "available" for name, backend in BACKENDS.items()}
+
+
+def _cpu_refuses(call: Call) -> str | None:
+    if call.input.device.type != "cpu":
+        return f"it runs on CPU tensors, not on {call.input.device.type}"
+    if call.input.dtype not in DTYPES:
+        return f"it has no kernel for {call.input.dtype}"
+    return None
+
+
+def _cuda_unavailable() -> str | None:
+    if _ext.cuda_failure is None and not torch.cuda.is_available():
+        return "there is no CUDA device"
+    return _ext.cuda_failure
+
+
+def _cuda_refuses(call: Call) -> str | None:
+    if not call.input.is_cuda:
+        return f"it runs on CUDA tensors, not on {call.input.device.type}"
+    return _no_cuda_plan(call, "rnnfast")
+
+
+def _emulator_refuses(call: Call) -> str | None:
+    if not call.input.is_cpu:
+        return f"it runs on CPU tensors, not on {call.input.device.type}"
+    if requested() != EMULATOR.name:
+        return "it is a test tool, thousands of times slower than a GPU"
+    return _no_cuda_plan(call, _ext.EMULATOR_NAMESPACE)
+
+
+def _no_cuda_plan(call: Call, namespace: str) -> str | None:
+    """Why the CUDA kernels cannot run this call, or None; in a compiled graph, of unknown sizes, the operator says."""
+    dtype = dtype_of(call.input)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no kernel for {dtype}"
+    if compiler.is_compiling():
+        return None
+    if dtype is torch.float32:
+        follow_switch(namespace)  # the plan asks it, and so do the kernels
+    rows, output_size = call.weights[1].shape
+    hidden_size = rows // CELLS[call.cell].gates
+    proj_size = output_size if output_size != hidden_size else 0
+    size = call.cell.split("_")[0], dtype, hidden_size, proj_size, batch_of(call), 1 + call.bidirectional
+    device = call.input.device.index or 0
+    for backward in (False, True):
+        reason = _ext.cuda_refuses(*size, backward=backward, device=device, namespace=namespace)
+        if reason is not None:
+            return reason
+    return None
+
+
+OLDEST_TRITON = (3, 6)
+
+
+def _triton_missing() -> str | None:
+    if torch.version.hip is not None:
+        return "its kernels are for NVIDIA GPUs, and this torch is for AMD's"
+    for distribution in ("triton", "pytorch-triton", "triton-windows"):
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+            return f"it needs Triton >= {'.'.join(map(str, OLDEST_TRITON))}, this is {version}"
+        return None
+    return "Triton is not installed"
+
+
+_TRITON_MISSING = _triton_missing()
+
+
+def _triton_unavailable() -> str | None:
+    if _TRITON_MISSING is None and not triton.interpreted and not torch.cuda.is_available():
+        return "there is no CUDA device; with TRITON_INTERPRET=1 in the environment it takes CPU tensors, slowly"
+    return _TRITON_MISSING
+
+
+def _triton_refuses(call: Call) -> str | None:
+    if not call.input.is_cuda and not (triton.interpreted and call.input.device.type == "cpu"):
+        return f"it runs on CUDA tensors, not on {call.input.device.type}"
+    if dtype_of(call.input) not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no kernel for {call.input.dtype}"
+    return None if compiler.is_compiling() else operators.refuses(call)
+
+
+def _aten_refuses(call: Call) -> str | None:
+    return None if call.lengths is None else "torch's own operator knows no `lengths`"
+
+
+def _by_cuda(run: Callable[..., tuple[Tensor, ...]], namespace: str) -> Callable[..., tuple[Tensor, ...]]:
+    """`run` of autograd.py with CUDA kernels; compiled graphs of float32 get operators that ask for torch's switch."""
+
+    def run_here(cell: str, input: Tensor, *rest) -> tuple[Tensor, ...]:
+        in_graph = compiler.is_compiling() and input.dtype is torch.float32
+        return run(cell, input, *rest, namespace=graph_namespace(namespace) if in_graph else namespace)
+
+    return run_here
+
+
+CPU = Backend("cpu", "cpu", lambda: _ext.failure, _cpu_refuses, autograd.stack, autograd.step)
+CUDA = Backend(
+    "cuda",
+    "cuda",
+    _cuda_unavailable,
+    _cuda_refuses,
+    _by_cuda(autograd.stack, "rnnfast"),
+    _by_cuda(autograd.step, "rnnfast"),
+)
+TRITON = Backend(
+    "triton",
+    "cuda",
+    _triton_unavailable,
+    _triton_refuses,
+    functools.partial(autograd.stack, namespace="rnnfast_triton"),
+    functools.partial(autograd.step, namespace="rnnfast_triton"),
+)
+EMULATOR = Backend(
+    "emulator",
+    None,
+    lambda: _ext.emulator_failure,
+    _emulator_refuses,
+    _by_cuda(autograd.stack, _ext.EMULATOR_NAMESPACE),
+    _by_cuda(autograd.step, _ext.EMULATOR_NAMESPACE),
+)
+ATEN = Backend("aten", None, lambda: None, _aten_refuses, None, None)
+REFERENCE = Backend(
+    "reference",
+    None,
+    lambda: None,
+    lambda call: None,
+    functools.partial(reference.stack, reference.layer),
+    reference.step,
+)
+BACKENDS = {backend.name: backend for backend in (CPU, CUDA, TRITON, EMULATOR, ATEN, REFERENCE)}
+"""In the order of preference."""
+OURS = CPU, CUDA, TRITON  # those whose kernels make a device faster

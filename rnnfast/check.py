@@ -1,0 +1,161 @@
+"""What must hold of a call before anything runs: whether the kernels take it, and whether torch's operators may."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from .call import AUTOCAST_DTYPES, Call, autocast_dtype, batch_of
+from .ops import CELLS
+
+PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
+_Shape = tuple[int, ...]
+
+
+def fits(call: Call) -> bool:
+    """Whether all are plain tensors of the documented shapes, one dtype and one device, and no size but the batch is 0.
+
+    What torch makes of other calls, and in which words it refuses them, is its own affair: those go to it.
+    """
+    input, weights, batch_sizes = call.input, call.weights, call.batch_sizes
+    packed, compiling = batch_sizes is not None, torch.compiler.is_compiling()
+    if not compiling and not all(is_plain(tensor) for tensor in (input, *weights, *(call.states or ()))):
+        return False
+    if input.dim() != (2 if packed or call.step else 3) or input.size(-1) == 0:
+        return False
+    if not call.step and input.size(1 if call.batch_first and not packed else 0) == 0:
+        return False
+    if call.step and not compiling and torch.is_grad_enabled() and weights[0].is_inference():
+        return False  # autograd cannot save it, and torch's cells need not
+    device, dtypes = input.device, (input.dtype,)
+    if input.dtype in AUTOCAST_DTYPES and autocast_dtype(device) is not None:
+        dtypes = AUTOCAST_DTYPES
+
+    sizes = _sizes(call)
+    if sizes is None:
+        return False
+    hidden_size, output_size = sizes
+    for weight, shape in zip(weights, _weight_shapes(call, hidden_size, output_size), strict=True):
+        if weight.shape != shape or weight.dtype not in dtypes or weight.device != device:
+            return False
+
+    if packed and not compiling and not descending(batch_sizes, input.size(0)):
+        return False  # in a compiled graph the values are unknown; the operator checks them itself
+    states = call.states
+    if states is None:
+        return True
+    batch = states[0].size(1) if packed and compiling else batch_of(call)
+    for state, shape in zip(states, _state_shapes(call, hidden_size, output_size, batch), strict=True):
+        if state.shape != shape or state.dtype not in dtypes or state.device != device:
+            return False
+    return states[-1].dtype is states[0].dtype
+
+
+def _sizes(call: Call) -> tuple[int, int] | None:
+    """(hidden_size, output_size) as the number of weights and weight_hh tell them, or None where they tell nonsense."""
+    layers = call.num_layers * (2 if call.bidirectional else 1)
+    each, rest = divmod(len(call.weights), layers) if layers > 0 else (0, 1)
+    projected = each % 2 == 1
+    if rest or each - projected != (4 if call.has_biases else 2) or call.weights[1].dim() != 2:
+        return None
+    rows, output_size = call.weights[1].shape
+    hidden_size = rows // CELLS[call.cell].gates
+    if hidden_size == 0 or output_size == 0:
+        return None
+    if projected != (output_size < hidden_size) or (projected and call.cell != "lstm"):
+        return None
+    return hidden_size, output_size
+
+
+def _weight_shapes(call: Call, hidden_size: int, output_size: int) -> tuple[_Shape, ...]:
+    """The documented shapes of all weights, in torch's flat order."""
+    directions, rows = 2 if call.bidirectional else 1, CELLS[call.cell].gates * hidden_size
+    recurrent: tuple[_Shape, ...] = ((rows, output_size),)
+    if call.has_biases:
+        recurrent += ((rows,), (rows,))
+    if output_size != hidden_size:
+        recurrent += ((output_size, hidden_size),)
+    first = ((rows, call.input.size(-1)), *recurrent) * directions
+    return first + ((rows, directions * output_size), *recurrent) * (directions * (call.num_layers - 1))
+
+
+def _state_shapes(call: Call, hidden_size: int, output_size: int, batch: int) -> list[_Shape]:
+    """The documented shapes of hx, and for an LSTM of cx."""
+    ahead = (batch,) if call.step else (call.num_layers * (2 if call.bidirectional else 1), batch)
+    return [(*ahead, size) for size in (output_size, hidden_size)[: CELLS[call.cell].states]]
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds its numbers as the kernels expect, and no code of a class of its own wants to see it."""
+    cls = type(tensor)
+    if cls not in PLAIN_TYPES and not issubclass(cls, FakeTensor | FunctionalTensor):
+        if cls.__torch_function__ is not torch._C._disabled_torch_function_impl:
+            return False
+        if cls.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
+            return False
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def descending(batch_sizes: Tensor, rows: int) -> bool:
+    """Whether `batch_sizes` can be a PackedSequence's of so many rows."""
+    if batch_sizes.dim() != 1 or batch_sizes.dtype is not torch.int64 or batch_sizes.device.type != "cpu":
+        return False
+    sizes = batch_sizes.tolist()
+    return bool(sizes) and sum(sizes) == rows and sizes[-1] > 0 and sizes == sorted(sizes, reverse=True)
+
+
+def check_what_torch_trusts(call: Call, names: Sequence[str]) -> None:
+    """Raises RuntimeError where torch's operators might compute from memory that is not their arguments' own.
+
+    In some places they take the shapes of weights on trust, and a packed LSTM the number of layers of its states.
+    `names`: of the weights.
+    """
+    layers = call.num_layers * (2 if call.bidirectional else 1)
+    for i, state in enumerate(call.states or ()):
+        if call.batch_sizes is not None and state.dim() == 3 and state.size(0) != layers:
+            expected = (layers, *state.shape[1:])
+            raise RuntimeError(f"Expected hidden[{i}] size {expected}, got {list(state.shape)}")
+    input_size, hidden_size, proj_size = call.sizes or (0, 0, 0)
+    if not is_plain(call.input) or call.input.shape[-1:] != (input_size,):
+        return
+    shapes = _weight_shapes(call, hidden_size, proj_size or hidden_size)
+    if len(shapes) != len(call.weights):
+        return
+    for name, weight, shape in zip(names, call.weights, shapes, strict=False):
+        trusted = is_plain(weight) and weight.dtype is call.input.dtype
+        if call.step and len(shape) == 2:
+            trusted = False  # torch's cells check their matrices, not their biases
+        if trusted and weight.shape != shape:
+            raise RuntimeError(f"{name}: expected shape {list(shape)}, got {list(weight.shape)}")
+
+
+def check_states(call: Call, hidden_size: int, output_size: int) -> None:
+    """Raises RuntimeError for states of another shape than documented, in the words of torch.nn's modules."""
+    for i, (state, shape) in enumerate(
+        zip(call.states or (), _state_shapes(call, hidden_size, output_size, batch_of(call)), strict=False)
+    ):
+        if state.shape != shape:
+            name = f"hidden[{i}]" if call.cell == "lstm" else "hidden"
+            raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
+
+
+LENGTHS_NEED = "lengths needs an input, states and weights of one dtype and device that fit together as documented"
+
+
+def check_lengths(call: Call) -> None:
+    """Raises for `lengths` of a wrong kind; their range is the kernels' to check, for it lies in device memory."""
+    lengths, input = call.lengths, call.input
+    if lengths is None:
+        return
+    if call.batch_sizes is not None:
+        raise ValueError("lengths is for padded input; a packed sequence has its own batch_sizes")
+    if not isinstance(lengths, Tensor) or lengths.dtype not in (torch.int32, torch.int64):
+        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise RuntimeError(f"Expected lengths to be an int32 or int64 tensor, got {kind}")
+    if lengths.device != input.device:
+        raise RuntimeError(f"Expected lengths on {input.device}, got {lengths.device}")
+    batch = input.size(0 if call.batch_first else 1) if input.dim() == 3 else 1
+    if lengths.shape != (batch,):
+        raise RuntimeError(f"Expected lengths of shape {(batch,)}, got {tuple(lengths.shape)}")
