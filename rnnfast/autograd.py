@@ -64,11 +64,14 @@ def _saved(ctx, stages):
 def _output_changed(ctx, stage, output):
     """Whether a layer's output has been changed in place; `stage` of _saved: 1 the output alone, 2 also weights."""
     counter, version = getattr(ctx, "version", (None, None))
-    if counter is not None:
-        return counter._version != version
-    if stage == 2 and output._version != 0:
+    if counter is None:
+        changed, weights_too = stage == 1 or (stage == 2 and output._version != 0), stage == 2
+    else:
+        changed = counter._version != version
+        weights_too = any(weight._version != version for weight, version in ctx.weights)
+    if changed and weights_too:
         raise RuntimeError(f"{_CHANGED}: the output of a layer, and a bias or weight that its output depends on")
-    return stage == 1
+    return changed
 
 
 def _unneeded(count, directions, of_input, of_states):
@@ -93,6 +96,10 @@ class _Layer(torch.autograd.Function):
         ctx.namespace, ctx.cell = namespace, cell
         if torch.compiler.is_compiling():  # its graphs carry zeros for gradients that are not there
             outputs = op.layer.fwd(input, *tensors[:states], tensors[states:], batch_sizes, lengths, *op.flags)
+            ctx.batch_sizes = None
+            ctx.save_for_backward(batch_sizes, lengths, input, *tensors, outputs[0], *outputs[1 + states :])
+            # A graph does not see that a saved output is changed in place. Inductor makes no copy where it is not.
+            return outputs[0].clone(), *outputs[1 : 1 + states]
         else:
             ctx.set_materialize_grads(False)
             try:
@@ -105,7 +112,10 @@ class _Layer(torch.autograd.Function):
                 raise
             if _top_hooks(True) is not None:
                 ctx.version = _counter_of(outputs[0]), outputs[0]._version
-        ctx.save_for_backward(batch_sizes, lengths, input, *tensors, outputs[0], *outputs[1 + states :])
+                ctx.weights = [(w, w._version) for w in tensors[states:] if not w.is_inference()]
+            # Hooks may round what they pack, and autograd saves nothing that was made in inference mode.
+            ctx.batch_sizes = batch_sizes if batch_sizes is None else batch_sizes.clone()
+            ctx.save_for_backward(None, lengths, input, *tensors, outputs[0], *outputs[1 + states :])
         return outputs[: 1 + states]
 
     @staticmethod
@@ -126,6 +136,7 @@ class _Layer(torch.autograd.Function):
         else:
             saved, stage = _saved(ctx, [output] if differentiable else [output, unneeded])
         batch_sizes, lengths, input = saved[:3]
+        batch_sizes = batch_sizes if ctx.batch_sizes is None else ctx.batch_sizes
         states, weights, results = saved[3:first], saved[first : first + count], saved[first + count :]
         if differentiable:
 
@@ -165,6 +176,8 @@ class _Step(torch.autograd.Function):
         if isinstance(outputs, Tensor):
             outputs = (outputs,)
         ctx.save_for_backward(input, *tensors, *(outputs[op.states :] or outputs))
+        if torch.compiler.is_compiling() and len(outputs) == op.states:  # a saved result, as in _Layer
+            return tuple(output.clone() for output in outputs)
         return outputs[: op.states]
 
     @staticmethod

@@ -88,14 +88,50 @@ def test_results_changed_in_place(kernels, kind, bidirectional):
     assert_same(trained(ours, changed, x), trained(theirs, copied, x))
 
 
+@pytest.mark.parametrize("dynamo", ["eager", "aot_eager"])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_output_and_bias_changed_in_place(kind):
+def test_results_changed_in_place_in_a_graph(kind, dynamo):
+    torch._dynamo.reset()
+    ours, theirs = twins(kind)
+    x = torch.randn(3, 2, 3)
+
+    def changed(v):
+        return ours(v)[0].relu_() ** 2
+
+    compiled = trained(ours, torch.compile(changed, backend=dynamo), x)
+    assert_same(compiled, trained(theirs, lambda v: theirs(v)[0].relu() ** 2, x))
+
+
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+def test_batch_sizes_are_no_matter_of_autograd(kind):
+    """Hooks that round what they pack, and batch_sizes made in inference mode or changed later, harm no gradient."""
+    ours, theirs = twins(kind)
+    results = []
+    for module in (ours, theirs):
+        with torch.inference_mode():
+            sizes = torch.tensor([2, 1])
+        rows = torch.arange(9.0).view(3, 3).requires_grad_()
+        packed = torch.nn.utils.rnn.PackedSequence(rows, sizes.clone() if module is theirs else sizes)
+        halved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.bfloat16(), lambda t: t.float())
+        with halved if module is ours else torch.enable_grad():
+            output, _ = module(packed)
+        output.data.sum().backward()
+        results.append(rows.grad)
+    torch.testing.assert_close(*results, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("hooks", [False, True], ids=["no hooks", "hooks"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_output_and_bias_changed_in_place(kind, hooks):
     """Each is computed as in torch.nn; after both the output cannot be computed again, which is said."""
     ours, theirs = twins(kind)
     x = torch.randn(3, 2, 3)
 
     def written(module, output_too):
-        output, _ = module(x)
+        same = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+        module.zero_grad()
+        with same if hooks else torch.enable_grad():
+            output, _ = module(x)
         with torch.no_grad():
             module.bias_ih_l0.add_(1)
         if output_too:
