@@ -100,22 +100,19 @@ class _Layer(torch.autograd.Function):
             ctx.save_for_backward(batch_sizes, lengths, input, *tensors, outputs[0], *outputs[1 + states :])
             # A graph does not see that a saved output is changed in place. Inductor makes no copy where it is not.
             return outputs[0].clone(), *outputs[1 : 1 + states]
-        else:
-            ctx.set_materialize_grads(False)
-            try:
-                outputs = op.eager_layer.fwd(
-                    input, *tensors[:states], tensors[states:], batch_sizes, lengths, *op.flags
-                )
-            except RuntimeError as error:
-                if is_refusal(error):
-                    raise Refused(str(error)) from error
-                raise
-            if _top_hooks(True) is not None:
-                ctx.version = _counter_of(outputs[0]), outputs[0]._version
-                ctx.weights = [(w, w._version) for w in tensors[states:] if not w.is_inference()]
-            # Hooks may round what they pack, and autograd saves nothing that was made in inference mode.
-            ctx.batch_sizes = batch_sizes if batch_sizes is None else batch_sizes.clone()
-            ctx.save_for_backward(None, lengths, input, *tensors, outputs[0], *outputs[1 + states :])
+        ctx.set_materialize_grads(False)
+        try:
+            outputs = op.eager_layer.fwd(input, *tensors[:states], tensors[states:], batch_sizes, lengths, *op.flags)
+        except RuntimeError as error:
+            if is_refusal(error):
+                raise Refused(str(error)) from error
+            raise
+        if _top_hooks(True) is not None:
+            ctx.version = _counter_of(outputs[0]), outputs[0]._version
+            ctx.weights = [(w, w._version) for w in tensors[states:] if not w.is_inference()]
+        # Hooks may round what they pack, and autograd saves nothing that was made in inference mode.
+        ctx.batch_sizes = batch_sizes if batch_sizes is None else batch_sizes.clone()
+        ctx.save_for_backward(None, lengths, input, *tensors, outputs[0], *outputs[1 + states :])
         return outputs[: 1 + states]
 
     @staticmethod

@@ -150,7 +150,7 @@ def _onednn_lstm(call: Call) -> bool:
 
 def _aten(call: Call) -> tuple[Tensor, ...]:
     """The stack by torch's own operator, which also raises the errors of a call that does not fit."""
-    _check_what_torch_trusts(call)
+    _check_direct_call(call)
     states = zeros(call) if call.states is None else call.states
     hx = states[0] if CELLS[call.cell].states == 1 else states
     operator = getattr(_VF, call.cell)
@@ -163,7 +163,7 @@ def _aten(call: Call) -> tuple[Tensor, ...]:
     return results
 
 
-def _check_what_torch_trusts(call: Call) -> None:
+def _check_direct_call(call: Call) -> None:
     """Raises RuntimeError for arguments that torch's operators, which their modules protect, would not survive."""
     dims = 3 if call.batch_sizes is None else 2
     if call.input.dim() != dims:
