@@ -10,8 +10,8 @@ ABI_TESTS ?= tests/test_parity.py tests/test_ops.py tests/test_compile.py
 TRITON ?= 3.6.0 3.7.1 3.8.0 3.9.0
 TRITON_TESTS ?= test_configuration or test_triton_group or (test_parity and both-ways and unsorted)
 
-CSRC := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
-EMULATED := $(wildcard tests/emulator/*.h tests/emulator/*.cpp tests/emulator/*.cu tests/emulator/*.cuh)
+BUILD := setup.py $(wildcard kernel_build/*.py)
+CSRC := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 LIBRARY := rnnfast/_C.so
 EMULATOR := rnnfast/_C_emulator.so
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -67,12 +67,12 @@ gpu-check: $(PACKAGES)
 lint: $(PACKAGES)
 	$(RUFF) check .
 	$(RUFF) format --check .
-	$(CLANG_FORMAT) --dry-run -Werror $(CSRC) $(EMULATED)
+	$(CLANG_FORMAT) --dry-run -Werror $(CSRC)
 
 format: $(PACKAGES)
 	$(RUFF) check --fix .
 	$(RUFF) format .
-	$(CLANG_FORMAT) -i $(CSRC) $(EMULATED)
+	$(CLANG_FORMAT) -i $(CSRC)
 
 # The pictures of the README and of docs/, drawn from bench/results. Needs Python alone.
 docs-images:
@@ -87,10 +87,10 @@ $(VENV)/packages-installed: pyproject.toml Makefile
 	RNNFAST_BUILD=0 $(PIP) --no-build-isolation -e ".[dev]" "$(TORCH)"
 	touch $@
 
-$(LIBRARY): setup.py $(wildcard csrc/common/* csrc/cpu/*) | $(PACKAGES)
+$(LIBRARY): $(BUILD) $(filter csrc/common/% csrc/cpu/%,$(CSRC)) | $(PACKAGES)
 	RNNFAST_BUILD=1 RNNFAST_CUDA=0 $(PY) setup.py -q build_ext --inplace
 
-$(EMULATOR): setup.py $(wildcard csrc/common/* csrc/cuda/*) $(EMULATED) | $(PACKAGES)
+$(EMULATOR): $(BUILD) $(filter csrc/common/% csrc/cuda/% csrc/emulator/%,$(CSRC)) | $(PACKAGES)
 	RNNFAST_BUILD=1 RNNFAST_EMULATOR=1 $(PY) setup.py -q build_ext --inplace
 
 # The parity tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer. The leak check stays off:

@@ -164,7 +164,9 @@ def full() -> list[Experiment]:
 
 
 def tiers(hidden: Sequence[int], batches: Sequence[int], **rest) -> Iterator[Experiment]:
-    """Every kind of CUDA kernel by itself, on the same layers: where one should give way to another (csrc/cuda/plan.h).
+    """Every kind of CUDA kernel by itself, on the same layers: where one should give way to another.
+
+    The plan that decides on it: csrc/cuda/plan/plan.h.
 
     What a tier cannot run is left out when the suite runs.
     """

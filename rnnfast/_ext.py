@@ -4,7 +4,7 @@ The libraries are plain C++ on torch's stable ABI: no Python module, loaded by p
 
     _C.so           CPU kernels
     _C_cuda.so      CUDA kernels
-    _C_emulator.so  the CUDA kernels, run on CPU tensors by the emulator of tests/emulator; only where `make emulator`
+    _C_emulator.so  the CUDA kernels, run on CPU tensors by the emulator of csrc/emulator; only where `make emulator`
                     has built it
 """
 

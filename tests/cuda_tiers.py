@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import cuda_layer
 import torch
@@ -12,15 +11,16 @@ from emulator import build as emulator_build
 from harness import Case, Data, conditioning, make_module, run, run_oracle, run_stock, run_values
 from tolerances import assert_parity
 
-ROOT = Path(__file__).parent.parent
-EMULATOR = ROOT / "tests" / "emulator"
+from kernel_build.sources import CUDA_KERNEL_SOURCES
+
 PRODUCTS = tuple(cuda_layer.PRODUCTS)
 RAGGED = (None, "lengths", "sorted", "unsorted")
 
 
 def build_kernels(tier: str) -> cuda_layer.Kernels:
     """All shipped kernels of a tier."""
-    sources = [EMULATOR / f"run_{tier}.cpp", *sorted((ROOT / "csrc" / "cuda").glob(f"inst_{tier}_*.cu"))]
+    kernels = [source for source in CUDA_KERNEL_SOURCES if f"/tiers/{tier}/" in source.path]
+    sources = [emulator_build.program(f"run_{tier}.cpp"), *kernels]
     return cuda_layer.Kernels(str(emulator_build.build(sources, shared=True)), tier)
 
 

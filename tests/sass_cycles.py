@@ -18,6 +18,8 @@ from fractions import Fraction
 import cuda_resources
 import sass
 
+from kernel_build.sources import instance
+
 ARCH, CLOCK = "sm_90", 1.98  # GHz: the H200's highest
 
 PUBLISHED = "published microbenchmarks of Hopper, from memory"
@@ -247,7 +249,7 @@ COLUMNS = ("HMMA", "LDS", "STS", "MUFU", "BAR", "LDGSTS", "LDG", "STG", "STAS")
 
 def rows(case: Case, backward: bool) -> list[list[str]]:
     """Of the table: forward for inference and for training, or backward."""
-    source = cuda_resources.CSRC / "cuda" / f"inst_{case.tier}_{case.product}_{'bwd' if backward else 'fwd'}.cu"
+    source = instance(case.tier, case.product, "backward" if backward else "forward")
     cubin = cuda_resources.machine_code(source, ARCH)
     text = cubin.with_name(cubin.name.replace(f"-{ARCH}.cubin", ".ptx")).read_text()
     entries = re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", text)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 
 import pytest
 import torch
-from emulator.build import build
+from emulator.build import build, program
 
-ROOT = Path(__file__).parents[1]
+from kernel_build.sources import Source
 
 
 @pytest.fixture(scope="module")
 def library():
-    sources = [ROOT / "csrc" / "cuda" / "around.cu", ROOT / "tests" / "emulator" / "run_around.cpp"]
+    sources = [Source("csrc/cuda/device/around.cu"), program("run_around.cpp")]
     return ctypes.CDLL(str(build(sources, shared=True)))
 
 

@@ -47,6 +47,7 @@ class Machine:
         for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             self.write(self.tree / name, (ROOT / name).read_text())
         shutil.copytree(ROOT / "rnnfast", self.tree / "rnnfast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copytree(ROOT / "kernel_build", self.tree / "kernel_build")
         shutil.copytree(ROOT / "csrc", self.tree / "csrc")
         (folder / "bin").mkdir()
         for tool in ("sh", "uname"):
@@ -161,14 +162,14 @@ def test_commands_of_the_cuda_library(machine):
     assert kernels and all("-ccbin c++" in line and "fast_math" not in line for line in kernels)
     newer = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80")
     for name, expected in (
-        ("inst_step_f32.cu", {("75", "sm_75"), *(("80", code) for code in newer)}),
-        ("inst_step_bf16.cu", {("80", code) for code in newer}),
-        ("inst_group_f16_fwd.cu", {("80", code) for code in newer}),
-        ("inst_cluster_f16_fwd.cu", {("90", code) for code in ("sm_90", "sm_100", "sm_120", "compute_90")}),
+        ("instance-exact.o", {("75", "sm_75"), *(("80", code) for code in newer)}),
+        ("instance-bf16.o", {("80", code) for code in newer}),
+        ("group/instance-f16-forward.o", {("80", code) for code in newer}),
+        ("cluster/instance-f16-forward.o", {("90", code) for code in ("sm_90", "sm_100", "sm_120", "compute_90")}),
     ):
         line = next(line for line in kernels if name in line)
         assert set(re.findall(r"-gencode=arch=compute_(\w+),code=(\w+)", line)) == expected
-    host = [line for line in built.compiled if "csrc/cuda/ops_cuda.cpp" in line]
+    host = [line for line in built.compiled if "csrc/cuda/host/ops_cuda.cpp" in line]
     assert host and "-DUSE_CUDA" in host[0] and "-DTORCH_TARGET_VERSION=0x020B000000000000ULL" in host[0]
     assert f"-isystem {toolkit}/include" in host[0]
     link = next(line for line in built.compiled if "-shared" in line and "_C_cuda.so" in line)
@@ -193,12 +194,12 @@ def test_list_of_architectures(machine):
     machine.torch("2.14.1", "13.0")
     machine.nvcc("13.0")
     built = machine.build(TORCH_CUDA_ARCH_LIST="7.5 9.0a+PTX")
-    kernels = [line for line in built.device if "inst_step" in line]
+    kernels = [line for line in built.device if "tiers/step" in line]
     assert built.ok and kernels
     for line in kernels:
         assert set(re.findall(r",code=(\w+)", line)) - {"sm_75"} == {"sm_90a", "compute_80"}
     built = machine.build(TORCH_CUDA_ARCH_LIST="7.5")
-    bf16 = next(line for line in built.device if "inst_step_bf16.cu" in line)
+    bf16 = next(line for line in built.device if "instance-bf16.o" in line)
     assert re.findall(r",code=(\w+)", bf16) == ["sm_80"]  # never run there, but linked
     built = machine.build(TORCH_CUDA_ARCH_LIST="Hopper", RNNFAST_CUDA="1")
     assert not built.ok and "expected entries like 8.0, 9.0a or 12.0+PTX, got 'Hopper'" in built.output
@@ -224,10 +225,9 @@ def test_nothing_is_built_when_told_so(machine):
 
 def test_the_emulator_is_no_part_of_a_wheel(machine):
     machine.torch("2.13.0+cpu", None)
-    shutil.copytree(ROOT / "tests" / "emulator", machine.tree / "tests" / "emulator")
     built = machine.build()
     assert built.libraries == {"_C.so"}
     emulated = machine.build(RNNFAST_EMULATOR="1")
     assert not any("csrc/cpu/" in line for line in emulated.compiled), emulated.output
-    kernels = [line for line in emulated.compiled if "inst_step_bf16.cu" in line]
+    kernels = [line for line in emulated.compiled if "instance-bf16.o" in line]
     assert kernels and "-DRNNFAST_EMULATOR" in kernels[0] and "-x c++" in kernels[0]

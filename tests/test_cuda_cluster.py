@@ -10,10 +10,8 @@ import cuda_layer
 import cuda_resources
 import pytest
 from cuda_tiers import (
-    EMULATOR,
     PRODUCTS,
     RAGGED,
-    ROOT,
     assert_same_bits,
     build_kernels,
     check,
@@ -24,11 +22,13 @@ from cuda_tiers import (
 )
 from emulator import build as emulator_build
 
+from kernel_build.sources import PASSES, instance
+
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 
 
 def padded_sizes(product: str, kind: str) -> tuple[int, ...]:
-    """What cluster_tile of csrc/cuda/tier_cluster.h pads H to."""
+    """What cluster_tile of csrc/cuda/tiers/cluster/cluster.h pads H to."""
     if product in ("bf16", "f16"):
         sizes = (384, 512) if kind.startswith("rnn") else (192, 256, 384, 512)
     else:
@@ -122,7 +122,7 @@ def test_fits(kernels, product, backward):
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitized(sanitizer, shape):
     """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
-    program = emulator_build.build([EMULATOR / "sanitize_cluster.cpp"], sanitizer=sanitizer)
+    program = emulator_build.build([emulator_build.program("sanitize_cluster.cpp")], sanitizer=sanitizer)
     for rows, seed in (("dense", 1), ("padded", 2), ("packed", 3), ("empty", 4)):
         result = emulator_build.run(program, *shape, 3, 3, rows, seed)
         assert result.returncode == 0 and not result.stderr, result.stderr
@@ -139,12 +139,12 @@ def resources(kernels, product: str, kind: str, H: int, backward: bool) -> tuple
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
 @pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+@pytest.mark.parametrize("direction", PASSES)
 def test_resources(kernels, product, direction, arch):
     """Every kernel fits an SM: no spills, registers for all its threads, shared memory that the architecture has."""
-    source = ROOT / "csrc" / "cuda" / f"inst_cluster_{product}_{direction}.cu"
+    source = instance("cluster", product, direction)
     found = cuda_resources.compile_kernels(source, arch)
-    backward, expected = direction == "bwd", set()
+    backward, expected = direction == "backward", set()
     name = "cluster_backward" if backward else "cluster_forward"
     for kind in ("rnn_tanh", "gru", "lstm", "lstm_projected"):
         cell = kind.removesuffix("_projected")

@@ -11,10 +11,8 @@ import cuda_resources
 import pytest
 import torch
 from cuda_tiers import (
-    EMULATOR,
     PRODUCTS,
     RAGGED,
-    ROOT,
     Emulated,
     assert_same_bits,
     build_kernels,
@@ -26,6 +24,8 @@ from cuda_tiers import (
 )
 from emulator import build as emulator_build
 from harness import Data, make_module
+
+from kernel_build.sources import PASSES, instance
 
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 SEEDS = (1, 2)  # of the emulator's schedule
@@ -101,7 +101,7 @@ def test_too_large(kernels, product):
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_sanitized(sanitizer, shape):
     """No access outside of an array or of shared memory, aligned vectors (ASan, UBSan), no race (TSan)."""
-    program = emulator_build.build([EMULATOR / "sanitize_cta.cpp"], sanitizer=sanitizer)
+    program = emulator_build.build([emulator_build.program("sanitize_cta.cpp")], sanitizer=sanitizer)
     for rows, seed in (("dense", 1), ("padded", 2), ("packed", 3), ("empty", 4)):
         result = emulator_build.run(program, *shape, 3, 3, rows, seed)
         assert result.returncode == 0 and not result.stderr, result.stderr
@@ -132,12 +132,12 @@ TOO_LARGE = {("sm_80", kernel_name("exact", "lstm_projected", 64, True))}
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
 @pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+@pytest.mark.parametrize("direction", PASSES)
 def test_resources(kernels, product, direction, arch):
     """Every kernel fits an SM: no spills, registers for all its threads, shared memory that the architecture has."""
-    source = ROOT / "csrc" / "cuda" / f"inst_cta_{product}_{direction}.cu"
+    source = instance("cta", product, direction)
     found = cuda_resources.compile_kernels(source, arch)
-    backward, expected = direction == "bwd", set()
+    backward, expected = direction == "backward", set()
     for kind in KINDS:
         for H in (32, 64, 96, 128, 256):
             if H > largest_hidden(product, kind) or kind == "rnn_relu" or (H == 96 and product not in ("bf16", "f16")):

@@ -11,10 +11,8 @@ import cuda_resources
 import pytest
 import torch
 from cuda_tiers import (
-    EMULATOR,
     PRODUCTS,
     RAGGED,
-    ROOT,
     Emulated,
     assert_same_bits,
     build_kernels,
@@ -25,6 +23,8 @@ from cuda_tiers import (
 )
 from emulator import build as emulator_build
 from harness import Data, make_module
+
+from kernel_build.sources import PASSES, instance
 
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 SEEDS = (1, 2)  # of the emulator's schedule
@@ -160,7 +160,7 @@ def test_nan_is_a_value(kernels, product, kind):
 
 def sanitize(sanitizer: str | None, kind: str, rows: str, seed: int, members: str = "all"):
     """Of a projection only some members own units of h; units of others lie beyond the padded P."""
-    program = emulator_build.build([EMULATOR / "sanitize_group.cpp"], sanitizer=sanitizer)
+    program = emulator_build.build([emulator_build.program("sanitize_group.cpp")], sanitizer=sanitizer)
     cell = kind.removesuffix("_projected")
     H, P = (40, 40) if cell == kind else (70, 17)
     return emulator_build.run(program, cuda_layer.CELLS[cell], H, P, 3, 3, rows, seed, members)
@@ -194,7 +194,12 @@ def resources(kernels, product: str, kind: str, H: int, P: int, backward: bool) 
     return list(result)
 
 
-LARGEST = {"bf16": 2048, "f16": 2048, "tf32": 1024, "exact": 512}  # group_largest_hidden of csrc/cuda/tier_group.h
+LARGEST = {
+    "bf16": 2048,
+    "f16": 2048,
+    "tf32": 1024,
+    "exact": 512,
+}  # group_largest_hidden of csrc/cuda/tiers/group/group.h
 
 
 def kernel_sizes(product: str, kind: str, backward: bool) -> list[tuple[int, int]]:
@@ -223,13 +228,13 @@ TOO_LARGE = {
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
 @pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+@pytest.mark.parametrize("direction", PASSES)
 def test_resources(kernels, product, direction, arch):
     """Every kernel fits an SM: no spills, registers for all its threads, shared memory that the architecture has."""
-    source = ROOT / "csrc" / "cuda" / f"inst_group_{product}_{direction}.cu"
+    source = instance("group", product, direction)
     found = {k.kernel: k for k in cuda_resources.compile_kernels(source, arch)}
     expected = {name for name in found if "clear_exchange" in name}
-    backward = direction == "bwd"
+    backward = direction == "backward"
     for kind in ("rnn_tanh", "gru", "lstm", "lstm_projected"):
         for H, P in kernel_sizes(product, kind, backward):
             name = kernel_name(product, kind, H, P, backward)

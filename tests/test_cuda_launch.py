@@ -1,4 +1,4 @@
-"""csrc/cuda/launch.cuh with a CUDA runtime that only counts: what is asked of it once, and what at every launch."""
+"""csrc/cuda/device/launch.cuh with a CUDA runtime that only counts what it is asked, once or at every launch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""csrc/cuda/plan.h as a pure function: tier, tile or the reason, for a table of GPUs that need not be here.
+"""csrc/cuda/plan/plan.h as a pure function: tier, tile or the reason, for a table of GPUs that need not be here.
 
 The kernels' sizes are told by their own headers, which g++ compiles as for the emulator; no kernel is.
 """
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from emulator.build import KERNEL_FLAGS
+from emulator.build import CSRC, KERNEL_FLAGS
+
+from kernel_build.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 TIERS = ("cta", "cluster", "group", "step")
@@ -21,7 +23,7 @@ CELLS = {"rnn": 0, "gru": 1, "lstm": 2}
 PRODUCTS = {"bf16": 0, "f16": 1, "tf32": 2, "f32": 3}
 
 PLAN = """
-#include "cuda/plan.h"
+#include "cuda/plan/plan.h"
 #include <cstring>
 using namespace rnnfast;
 using namespace rnnfast::cuda;
@@ -77,15 +79,18 @@ class Gpu(NamedTuple):
     cooperative: int
 
 
-GPUS = {
-    "T4": Gpu(75, 40, 64 << 10, 1, 1),
-    "A100": Gpu(80, 108, 163 << 10, 1, 1),
-    "L40S": Gpu(89, 142, 99 << 10, 1, 1),
-    "RTX 4090": Gpu(89, 128, 99 << 10, 1, 1),
-    "H100": Gpu(90, 132, 227 << 10, 16, 1),
-    "H200": Gpu(90, 132, 227 << 10, 16, 1),
-    "B200": Gpu(100, 148, 227 << 10, 16, 1),
-    "RTX 5090": Gpu(120, 170, 99 << 10, 8, 1),
+GPUS = {  # by architecture and multiprocessors
+    name: Gpu(sm, processors, ARCHITECTURES[sm].shared_bytes, ARCHITECTURES[sm].largest_cluster, 1)
+    for name, sm, processors in (
+        ("T4", 75, 40),
+        ("A100", 80, 108),
+        ("L40S", 89, 142),
+        ("RTX 4090", 89, 128),
+        ("H100", 90, 132),
+        ("H200", 90, 132),
+        ("B200", 100, 148),
+        ("RTX 5090", 120, 170),
+    )
 }
 
 
@@ -102,9 +107,9 @@ class Plan(NamedTuple):
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
-    compiler = [os.environ.get("CXX", "c++"), "-std=c++20", "-fPIC", "-Wall", "-Werror"]
+    compiler = [os.environ.get("CXX", "c++"), "-std=c++20", "-fPIC", "-Wall", "-Werror", f"-I{CSRC}"]
     for name, source, flags in (
-        ("plan", PLAN, [f"-I{ROOT / 'csrc'}"]),
+        ("plan", PLAN, []),
         ("resources", RESOURCES, [*KERNEL_FLAGS, "-Wno-unknown-pragmas"]),
     ):
         (folder / f"{name}.cpp").write_text(source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import cuda_resources
 import pytest
@@ -12,10 +11,10 @@ from emulated import NAMESPACE, check, check_tf32, needs_emulator
 from emulator import build as emulator_build
 from harness import CELLS, Case
 
+from kernel_build.sources import PRODUCTS, instance
 from rnnfast import _ext
 
 pytestmark = needs_emulator
-ROOT = Path(__file__).parents[1]
 THREADS = 128
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 ROWS = (None, "lengths", "sorted")
@@ -83,7 +82,7 @@ def test_gradients_that_are_missing(cell, loss):
 
 
 def run_sanitized(sanitizer: str, *arguments) -> None:
-    program = emulator_build.build([ROOT / "tests" / "emulator" / "sanitize_step.cpp"], sanitizer=sanitizer)
+    program = emulator_build.build([emulator_build.program("sanitize_step.cpp")], sanitizer=sanitizer)
     result = emulator_build.run(program, *arguments)
     assert result.returncode == 0 and not result.stderr, result.stderr
 
@@ -102,13 +101,13 @@ def test_races(arguments):
     run_sanitized("thread", *arguments, 1)
 
 
-@pytest.mark.parametrize("product", ["f32", "tf32", "bf16", "f16"])
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
 def test_resources(product, arch):
     """Nothing is spilled, and two CTAs fit an SM's registers. Shared memory: test_cuda_plan.py."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is missing")
-    found = cuda_resources.compile_kernels(ROOT / "csrc" / "cuda" / f"inst_step_{product}.cu", arch)
+    found = cuda_resources.compile_kernels(instance("step", product), arch)
     assert len(found) == 2 * (3 + 1) * 2  # tiles, (cells and the kernel for P), directions
     for kernel in found:
         assert kernel.spilled_bytes == 0 and kernel.shared_bytes == 0, kernel

@@ -1,6 +1,6 @@
 """The CUDA emulator: each primitive by itself, the bugs that it must find, and that nvcc accepts the same primitives.
 
-tests/emulator/ runs csrc/cuda on the CPU. Here small kernels with a known result go through it; nothing needs a GPU.
+csrc/emulator/ runs csrc/cuda on the CPU. Here small kernels with a known result go through it; nothing needs a GPU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from emulator import build
+
+from kernel_build.architectures import ARCHITECTURES
 
 SEEDS = range(1, 6)
 SCHEDULES = ("random", "uniform", "fifo")
@@ -44,7 +46,7 @@ class Library:
 
 
 def library_path() -> Path:
-    return build.build([build.EMULATOR / "primitive_checks.cpp"], shared=True)
+    return build.build([build.program("primitive_checks.cpp")], shared=True)
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +360,7 @@ class Outcome:
 
 
 def planted(form: str, bug: str, seeds: int, schedule: str = "random", sanitizer: str | None = None) -> Outcome:
-    program = build.build([build.EMULATOR / "planted.cpp"], sanitizer)
+    program = build.build([build.program("planted.cpp")], sanitizer)
     outcome = Outcome(build.run(program, form, bug, seeds, schedule))
     assert outcome.runs == seeds or outcome.returncode, outcome.report
     return outcome
@@ -450,20 +452,19 @@ def test_a_misaligned_vector_is_reported():
 
 
 def test_the_portable_fiber_switch():
-    program = build.build([build.EMULATOR / "planted.cpp"], flags=("-DRNNFAST_EMULATOR_UCONTEXT", "-O0"))
+    program = build.build([build.program("planted.cpp")], flags=("-DRNNFAST_EMULATOR_UCONTEXT", "-O0"))
     outcome = Outcome(build.run(program, "cluster4", "none", 3, "random"))
     assert (outcome.returncode, outcome.wrong, outcome.errors) == (0, 0, 0)
 
 
 # --- nvcc
 
-ARCHITECTURES = ("75", "80", "90", "100", "120")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is missing")
 
 
 def nvcc(*words: str) -> subprocess.CompletedProcess:
-    command = ["nvcc", "-std=c++20", "-Werror", "all-warnings", *words]
-    command.append(str(build.EMULATOR / "compile_primitives.cu"))
+    command = ["nvcc", "-std=c++20", "-Werror", "all-warnings", f"-I{build.CSRC}", *words]
+    command.append(str(build.PROGRAMS / "compile_primitives.cu"))
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import rnnfast
+from kernel_build.sources import CPU_SOURCES
 from rnnfast import _ext
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +35,9 @@ def source_tree(tmp_path: Path) -> Path:
         tree.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tree)
     shutil.copytree(ROOT / "rnnfast", tree / "rnnfast", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for source in re.findall(r'"(csrc/\S+\.cpp)":', (ROOT / "setup.py").read_text()):
-        path = tree / source
+    shutil.copytree(ROOT / "kernel_build", tree / "kernel_build", ignore=shutil.ignore_patterns("__pycache__"))
+    for source in CPU_SOURCES:
+        path = tree / source.path
         path.parent.mkdir(parents=True, exist_ok=True)
         wanted = MACROS.get(path.stem)
         check = f"#ifndef {wanted}" if wanted else "#ifdef __AVX__"
@@ -88,7 +90,7 @@ def test_no_compiler_still_gives_a_wheel_and_says_so(source_tree):
 
 def test_a_failed_build_leaves_no_older_library_behind(source_tree):
     assert build_wheel(source_tree)[0]
-    (source_tree / "csrc/cpu/isa_base.cpp").write_text("this is not C++\n")
+    (source_tree / "csrc/cpu/kernels/isa_base.cpp").write_text("this is not C++\n")
     wheel, output = build_wheel(source_tree)
     assert wheel, output
     assert "rnnfast/_C.so" not in zipfile.ZipFile(wheel).namelist()

@@ -61,7 +61,7 @@ def test_stacks(case):
     check(case)
 
 
-# Inference that two threads share, where a layer is too little for them: a wavefront (csrc/cpu/wavefront.inl.h).
+# Inference that two threads share, where a layer is too little for them: a wavefront (cpu/kernels/wavefront.inl.h).
 WAVES = [
     Case(cell, 120, 2, 9, 70, layers=3, threads=2, dtype=dtype) for cell in CELLS for dtype in (torch.float32, BF16)
 ]

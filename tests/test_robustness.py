@@ -213,7 +213,7 @@ def test_errors_leave_nothing_behind():
 
 
 def test_activations_are_as_exact_as_the_kernels_claim():
-    """Gates i and g of an LSTM whose input weights are one are sigmoid(x) and tanh(x): the bounds of csrc/cpu/vec.h."""
+    """Gates i and g of an LSTM whose input weights are one are sigmoid(x) and tanh(x): the bounds of kernels/vec.h."""
     x = torch.linspace(-30, 30, 200_001)
     x = torch.cat([x, x * 1e-2, x * 1e-4])
     states = torch.zeros(1, len(x), 1)

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import pytest
 
 import rnnfast
+from kernel_build.architectures import ARCHITECTURES, RESOURCE_TESTS
 from rnnfast.triton import configs, plan
 
-LIMITS = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes of shared memory that one program may have
+LIMITS = {sm: ARCHITECTURES[sm].shared_bytes for sm in RESOURCE_TESTS}
 ONE_OF_EACH = os.environ.get("RNNFAST_COMPILE") == "one"
 PROCESSES = 2
 ASIDE = 16  # instructions that spill before and after the loops, see configs.py
@@ -179,7 +180,7 @@ def test_the_slowest_to_compile(compiled, capsys):
             print(f"  {result.get('seconds')} s sm_{result['capability']} {result['name']}")
 
 
-A100 = plan.Device("A100", (8, 0), 166_912, 108)
+A100 = plan.Device("A100", (8, 0), LIMITS[80], 108)
 L40S = plan.Device("L40S", (8, 9), 101_376, 142)
 RTX_4090 = plan.Device("RTX 4090", (8, 9), 101_376, 128)
 H200 = plan.Device("H200", (9, 0), 232_448, 132)

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "cell.h"
+#include "common/cell.h"
 
 // An operator refuses arguments that it cannot take. rnnfast/ops.py knows a refusal by its first words; only a refusal
 // sends a call to torch's own operator.

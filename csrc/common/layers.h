@@ -6,7 +6,7 @@
 #include <optional>
 #include <vector>
 
-#include "check.h"
+#include "common/check.h"
 
 namespace rnnfast {
 

@@ -8,7 +8,7 @@
 #include <tuple>
 #include <utility>
 
-#include "layers.h"
+#include "common/layers.h"
 
 namespace rnnfast {
 namespace {

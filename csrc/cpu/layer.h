@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../common/cell.h"
+#include "common/cell.h"
 
 namespace rnnfast {
 

@@ -13,14 +13,17 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-EMULATOR = Path(__file__).parent
-ROOT = EMULATOR.parent.parent
+from kernel_build.sources import EMULATOR_SOURCES, Source
+
+PROGRAMS = Path(__file__).parent
+ROOT = PROGRAMS.parents[1]
+CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "emulator"
-RUNTIME = [EMULATOR / f"{name}.cpp" for name in ("fiber", "schedule", "runtime", "memory", "warp")]
 
 # No contraction: a test may compare bits with a host loop. Uninitialised locals get a pattern, not what lay there.
 FLAGS = ["-std=c++20", "-fPIC", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wno-unknown-pragmas"]
-KERNEL_FLAGS = ["-DRNNFAST_EMULATOR", "-ftrivial-auto-var-init=pattern", f"-I{EMULATOR.parent}", f"-I{ROOT / 'csrc'}"]
+FLAGS += [f"-I{CSRC}"]
+KERNEL_FLAGS = ["-DRNNFAST_EMULATOR", "-ftrivial-auto-var-init=pattern"]
 # "address" also finds what the hardware traps on and a CPU does not: vectors at addresses that are no multiple of them.
 SANITIZERS = {
     None: [],
@@ -61,25 +64,34 @@ def made(target: Path, command: list[str]) -> Path:
     return target
 
 
-def _object(source: Path, flags: list[str], inputs: list[Path]) -> Path:
+def _object(source: Source, flags: list[str], headers: list[Path]) -> Path:
     # Relative names inside the flags would not show a moved repository, so the flags count as they are.
-    target = BUILD / f"{source.stem}-{digest(inputs, flags)}.o"
-    return made(target, [compiler(), "-x", "c++", *flags, "-c", str(source)])
+    path, flags = ROOT / source.path, [*flags, *source.flags]
+    target = BUILD / f"{path.parent.name}-{path.stem}{source.suffix}-{digest([path, *headers], flags)}.o"
+    return made(target, [compiler(), "-x", "c++", *flags, "-c", str(path)])
 
 
-def build(sources: list[Path], sanitizer: str | None = None, shared: bool = False, flags: tuple[str, ...] = ()) -> Path:
+def program(name: str) -> Source:
+    """A source file of this folder."""
+    return Source(f"tests/emulator/{name}")
+
+
+def build(
+    sources: list[Source], sanitizer: str | None = None, shared: bool = False, flags: tuple[str, ...] = ()
+) -> Path:
     """A program (or, if `shared`, a library) of `sources`, csrc's headers and the runtime.
 
     `sanitizer`: None, "address" or "thread"; the runtime is never built with -fsanitize=thread (see fiber.h).
     """
-    headers = [*EMULATOR.glob("*.h"), *EMULATOR.glob("*.cuh"), *(ROOT / "csrc").glob("c*/*.*h")]
+    emulator = sorted((CSRC / "emulator").glob("*.h"))
+    headers = [*PROGRAMS.glob("*.*h"), *(CSRC / "common").glob("*.h"), *(CSRC / "cuda").rglob("*.*h"), *emulator]
     sanitize = SANITIZERS[sanitizer]
     runtime_flags = [*FLAGS, *(["-O1", "-fsanitize=address"] if sanitizer == "address" else ["-O2"]), *flags]
-    objects = [_object(file, runtime_flags, [file, *EMULATOR.glob("*.h")]) for file in RUNTIME]
+    objects = [_object(source, runtime_flags, emulator) for source in EMULATOR_SOURCES]
     kernel_flags = [*FLAGS, *KERNEL_FLAGS, "-O1", *sanitize, *flags]
-    objects += [_object(file, kernel_flags, [file, *headers]) for file in sources]
+    objects += [_object(source, kernel_flags, headers) for source in sources]
     link = [*sanitize, *(["-shared"] if shared else [])]
-    name = f"{sources[0].stem}-{digest(objects, link)}{'.so' if shared else ''}"
+    name = f"{Path(sources[0].path).stem}-{digest(objects, link)}{'.so' if shared else ''}"
     return made(BUILD / name, [compiler(), *link, *map(str, objects)])
 
 

@@ -3,7 +3,7 @@
 // Two blocks of 64 threads in a cluster, 256 bytes of shared memory each: an mbarrier at 0, data from 16 on.
 #pragma once
 
-#include "../../csrc/cuda/primitives.cuh"
+#include "cuda/device/primitives.cuh"
 
 namespace rnnfast::cuda::test {
 

@@ -16,7 +16,7 @@
 //                 plain stores; group_sync() once per step. No shared memory.
 #pragma once
 
-#include "../../csrc/cuda/primitives.cuh"
+#include "cuda/device/primitives.cuh"
 
 namespace rnnfast::cuda::test {
 

@@ -3,7 +3,7 @@
 // Tiles are plain row-major matrices in global memory; each kernel spreads them over the lanes as primitives.cuh says.
 #pragma once
 
-#include "../../csrc/cuda/math.cuh"
+#include "cuda/device/math.cuh"
 
 namespace rnnfast::cuda::test {
 

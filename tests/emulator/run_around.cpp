@@ -1,9 +1,9 @@
 // C entry points of the kernels around the recurrence (csrc/cuda/around.h), for tests/test_cuda_around.py.
 #include <cstdint>
 
-#include "device.h"
+#include "emulator/device.h"
 // After the device's words.
-#include "cuda/around.h"
+#include "cuda/device/around.h"
 
 extern "C" {
 

@@ -1,7 +1,7 @@
 // Tier cluster's kernels in the emulator, called by tests/test_cuda_cluster.py through ctypes.
 #include "run_cluster.h"
 
-#include "cuda/tier_cluster.h"
+#include "cuda/tiers/cluster/cluster.h"
 #include "run_layer.h"
 
 using namespace rnnfast::cuda;

@@ -1,7 +1,7 @@
 // Tier CTA's kernels in the emulator, called by tests/test_cuda_cta.py through ctypes.
 #include "run_cta.h"
 
-#include "cuda/tier_cta.h"
+#include "cuda/tiers/cta/cta.h"
 #include "run_layer.h"
 
 using namespace rnnfast::cuda;

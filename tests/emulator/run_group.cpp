@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "cuda/tier_group_launch.cuh"
+#include "cuda/tiers/group/launch.cuh"
 #include "run_layer.h"
 
 namespace rnnfast::cuda {

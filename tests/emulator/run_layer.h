@@ -3,7 +3,7 @@
 #include <exception>
 #include <string>
 
-#include "cuda/product.cuh"
+#include "cuda/device/product.cuh"
 
 namespace rnnfast::cuda {
 

@@ -1,7 +1,7 @@
 // sanitize_cluster CELL H P T B ROWS SEED: forward and backward of tier cluster once, RNN in exact float and the others
 // in bfloat16, on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds of it
 // can run; it computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed".
-#include "cuda/tier_cluster_launch.cuh"
+#include "cuda/tiers/cluster/launch.cuh"
 #include "sanitize_layer.h"
 
 namespace {

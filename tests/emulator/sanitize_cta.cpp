@@ -1,7 +1,7 @@
 // sanitize_cta CELL H P T B ROWS SEED: forward and backward of tier CTA once, in bfloat16 and in exact float, on arrays
 // of exactly the size that they need. A program of its own, so that ASan and TSan builds of it can run; it computes
 // nothing that anybody looks at. ROWS: "dense", "padded", "packed" or "empty", padded rows that no sequence has.
-#include "cuda/tier_cta_launch.cuh"
+#include "cuda/tiers/cta/launch.cuh"
 #include "sanitize_layer.h"
 
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "cuda/tier_group_launch.cuh"
+#include "cuda/tiers/group/launch.cuh"
 #include "sanitize_layer.h"
 
 namespace {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/product.cuh"
+#include "cuda/device/product.cuh"
 
 namespace rnnfast::cuda {
 

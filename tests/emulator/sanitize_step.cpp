@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/tier_step_bwd.cuh"
+#include "cuda/tiers/step/backward.cuh"
 
 namespace {
 

@@ -1,5 +1,0 @@
-// -mavx2 -mfma -mf16c
-#define RNNFAST_ISA avx2
-#define RNNFAST_NAME "avx2"
-#define RNNFAST_VECTOR_BYTES 32
-#include "kernels.inl.h"

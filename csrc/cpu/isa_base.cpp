@@ -1,5 +1,0 @@
-// Any x86-64 (SSE2) or other machine with 128-bit vectors; no flags.
-#define RNNFAST_ISA base
-#define RNNFAST_NAME "base"
-#define RNNFAST_VECTOR_BYTES 16
-#include "kernels.inl.h"

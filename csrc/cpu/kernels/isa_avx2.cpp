@@ -1,0 +1,5 @@
+// -mavx2 -mfma -mf16c
+#define RNNFAST_ISA avx2
+#define RNNFAST_NAME "avx2"
+#define RNNFAST_VECTOR_BYTES 32
+#include "cpu/kernels/kernels.inl.h"

@@ -1,7 +1,0 @@
-// Tier step with bfloat16 products.
-#include "tier_step_bwd.cuh"
-
-template cudaError_t rnnfast::cuda::run_step_forward<rnnfast::cuda::Product::kBfloat16>(const StepForward<void>&, bool,
-                                                                                        cudaStream_t);
-template cudaError_t rnnfast::cuda::run_step_backward<rnnfast::cuda::Product::kBfloat16>(const StepBackward<void>&,
-                                                                                         bool, cudaStream_t);

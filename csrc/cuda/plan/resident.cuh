@@ -1,0 +1,34 @@
+// What the resident tiers (cta, cluster, group) say of themselves to plan.h, in one form. Included by resident.cu, and
+// by the test of plan.h, which has no kernels.
+#pragma once
+
+#include "cuda/plan/plan.h"
+#include "cuda/tiers/cluster/cluster.h"
+#include "cuda/tiers/cta/cta.h"
+#include "cuda/tiers/group/group.h"
+
+namespace rnnfast::cuda {
+
+// Asks the device nothing. exchange_bytes follow from the shape's steps and batch, all else from its other sizes.
+template <Product product>
+Resources resident_resources(Tier tier, const Shape& shape, bool backward) {
+  const auto refused = [](const char* refusal) { return Resources{refusal, 0, 0, 0, 0}; };
+  if (tier == Tier::kCta) {
+    if (const char* refusal = cta_refuses(product, shape)) return refused(refusal);
+    const CtaResources found =
+        backward ? cta_backward_resources<product>(shape) : cta_forward_resources<product>(shape);
+    return {nullptr, 1, found.threads, found.shared_bytes, 0};
+  }
+  if (tier == Tier::kCluster) {
+    if (const char* refusal = cluster_refuses(product, shape)) return refused(refusal);
+    const ClusterResources found =
+        backward ? cluster_backward_resources<product>(shape) : cluster_forward_resources<product>(shape);
+    return {nullptr, found.ctas, found.threads, found.shared_bytes, 0};
+  }
+  if (const char* refusal = group_refuses(product, shape)) return refused(refusal);
+  const GroupResources found =
+      backward ? group_backward_resources<product>(shape) : group_forward_resources<product>(shape);
+  return {nullptr, found.members, found.threads, found.shared_bytes, found.exchange_bytes};
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,379 @@
+// Tier cluster, forward: the recurrence of 8 sequences and one direction in a cluster of CTAs, for weights that fit
+// the registers of 2 to 16 SMs. sm_90 and newer.
+//
+// Shapes      H <= kHidden, the padded size of h too where projected; a CTA has a slice of kHidden / kCtas units.
+//             Padding is zero weights and zero gates_x, so padded units stay 0. Grid: x = batch tiles of 8 times kCtas,
+//             y = directions.
+// Ownership   A warp owns kUnits units and all their gates; W_hh's rows of those lie in its registers as the a operand
+//             of mma for the whole sequence. Tiles have 16 rows: 16 units of one gate, 8 of two, or 4 of four (see
+//             CellTile). c and h of a cell lie in the lane that computes it (float). All units' h lie in every CTA's
+//             shared memory as the b operand, double-buffered.
+// One step    h has arrived (mbarrier) | sum = W_hh h (mma), cell | the warp's new h to the other buffer of every CTA
+//             by store_async, which tells that CTA's mbarrier how many bytes came | results to global memory while h is
+//             under way. gates_x come by cp.async, kStages - 1 steps ahead, each warp for itself.
+// Projection  h has P units, and o tanh(c) in its place goes to the other buffer of every CTA: a second exchange per
+//             step. A warp owns the outputs with its units' numbers. The kSharers warps that have 16 of those split
+//             the depth H of W_hr's 16 rows, which lie in shared memory, for registers are full; behind a barrier of
+//             the CTA each adds the shares of its own outputs, in one order, and sends them as h to the first buffer.
+// No barrier  of the cluster in the loop, nor of the block without a projection. A warp sends an exchange after it has
+//             read the one before it, and nobody can send the one after it, which overwrites what was read, before it
+//             is complete, from all warps of all CTAs. For the same reason no mbarrier is a phase ahead of a warp that
+//             waits for it, and no share is overwritten before it is read.
+// Exit        The last step sends no h, and every warp waits for the last o tanh(c): nothing is under way to a CTA that
+//             has ended.
+// Saved       Training stores the activated gates (LSTM: may replace gates_x in place, a warp reads a row before it
+//             writes it) and c; inference neither.
+// Limits      cluster_largest_hidden: what the registers of 16 SMs hold of W_hh; float32: of 8. Exact products with a
+//             projection take 16 for the same H: the shared memory of 8 has no room for W_hr beside low parts of W_hh.
+#pragma once
+
+#include "cuda/device/exchange.cuh"
+#include "cuda/device/weights.cuh"
+#include "cuda/tiers/cluster/cluster.h"
+
+namespace rnnfast::cuda {
+
+// How kUnits units with their gates are spread over tiles of 16 rows, and their cells over lanes. Row
+// unit * kGatesPerTile + gate % kGatesPerTile of tile gate / kGatesPerTile is that gate of that unit.
+template <int kUnits>
+struct CellTile {
+  static constexpr int kGatesPerTile = kTileRows / kUnits;
+  static constexpr int kCells = kUnits * kColumns / kLanes;  // of a lane
+
+  static RNNFAST_DEVICE int unit(Lane lane, int cell) {
+    return kUnits == 16 ? 2 * lane.group + cell / 2 : kUnits == 8 ? lane.group : lane.group / 2;
+  }
+  static RNNFAST_DEVICE int column(Lane lane, int cell) {
+    return 2 * lane.member + (kUnits == 4 ? lane.group % 2 : cell % 2);
+  }
+  // The gates of the lane's cells.
+  template <int kTiles>
+  static RNNFAST_DEVICE void gather(float (&gates)[kCells][4], const float (&sum)[kTiles][4], Lane lane) {
+    if constexpr (kUnits == 4) {
+      // A lane has two gates of two columns; its neighbour, of the same unit, the other two gates. Each takes a column.
+      const bool odd = lane.group % 2;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float own = odd ? sum[0][2 * i + 1] : sum[0][2 * i];
+        const float other = shuffle_xor(odd ? sum[0][2 * i] : sum[0][2 * i + 1], 4);
+        gates[0][i] = odd ? other : own;
+        gates[0][2 + i] = odd ? own : other;
+      }
+    } else {
+#pragma unroll
+      for (int cell = 0; cell < kCells; ++cell)
+#pragma unroll
+        for (int gate = 0; gate < kTiles * kGatesPerTile; ++gate)
+          gates[cell][gate] = kUnits == 8 ? sum[gate / 2][2 * (gate % 2) + cell] : sum[gate][cell];
+    }
+  }
+};
+
+template <Product product, Cell cell, int kHidden, bool kProjected>
+struct ClusterForward {
+  static constexpr int kUnits = cluster_tile(product, cell, kHidden, kProjected).units;
+  static constexpr int kCtas = cluster_tile(product, cell, kHidden, kProjected).ctas;
+  using Element = ElementOf<product>;
+  using Maths = CellMath<ForwardMath<Element>>;
+  using Cells = CellTile<kUnits>;
+  static constexpr int kStages = ring_stages(product);
+  static constexpr int kGates = gate_count(cell);
+  static constexpr int kTiles = (kGates + Cells::kGatesPerTile - 1) / Cells::kGatesPerTile;
+  static constexpr int kSlice = kHidden / kCtas;  // units of a CTA
+  static constexpr int kWarps = kSlice / kUnits;
+  static constexpr int kThreads = kWarps * kLanes;
+  static_assert(kHidden % kCtas == 0 && kSlice % kUnits == 0 && kTiles * Cells::kGatesPerTile <= 4);
+
+  using State = Operand<product, kHidden>;
+  using Gates = RowStream<Element, kGates, kUnits, kLanes>;  // a warp's own
+  // Exact products need registers beside the weights: 32 for 4 cells per lane, 48 to reach 16 CTAs (ptxas of CUDA 13.0:
+  // with 32 machine code of sm_100 spills).
+  static constexpr int kSpared = Arithmetic<product>::kParts == 1 ? 0 : kUnits == 16 ? 32 : kCtas == 16 ? 48 : 0;
+  using Recurrent = WeightTiles<product, kTiles, kHidden, kWarps, kWeightBudget - kSpared>;
+  // Weights pass through shared memory a part of the depth at a time: the whole would not fit beside what is kept
+  // there.
+  static constexpr int kPartChunks = Recurrent::kChunks % 4 ? 2 : 4;
+  static constexpr int kPart = kPartChunks * kChunkBytes / int(sizeof(Element));
+  using Stage = RowStage<product, kPart>;
+  static_assert(Recurrent::kChunks % kPartChunks == 0);
+
+  // The warps that own 16 outputs share the depth of their product.
+  static constexpr int kSharers = kTileRows / kUnits;
+  static constexpr int kShare = kHidden / kSharers;
+  using Projection = WeightTiles<product, 1, kShare, kWarps, 0>;
+  using Shares = PartialSums<1, kSharers>;
+  static_assert(!kProjected || (cell == Cell::kLstm && kWarps % kSharers == 0 && kShare <= kPart));
+
+  // A warp's new h (projected: o tanh(c) as well) on its way: [part][column][unit], of which a lane sends pieces.
+  static constexpr int kRunBytes = kUnits * int(sizeof(Element));
+  using Piece = std::conditional_t<(kRunBytes < kPieceBytes), uint2, uint4>;
+  static constexpr int kPieces = Arithmetic<product>::kParts * kColumns * kRunBytes / int(sizeof(Piece));
+  static constexpr int kOutgoingPartBytes = kColumns * kRunBytes;
+  static constexpr int kOutgoingBytes = Arithmetic<product>::kParts * kOutgoingPartBytes;
+  static constexpr int kSends = (kPieces * kCtas + kLanes - 1) / kLanes;  // of a lane
+  static constexpr int kArrivingBytes = Arithmetic<product>::kParts * kColumns * kHidden * int(sizeof(Element));
+
+  // Shared memory: mbarriers, weights that are kept there, then (in turn) the stages of weights, or operands and ring.
+  static constexpr int kBarriers = 0;
+  static constexpr int kWeights = 128;
+  static constexpr int kProjectionWeights = kWeights + Recurrent::kSharedBytes;
+  static constexpr int kStates = kProjectionWeights + (kProjected ? Projection::kSharedBytes : 0);
+  static constexpr int kShares = kStates + 2 * State::kBytes;
+  static constexpr int kOutgoing = kShares + (kProjected ? kWarps * Shares::kTileBytes : 0);
+  static constexpr int kRing = round_up(kOutgoing + kWarps * 2 * kOutgoingBytes, 128);
+  static constexpr int kEnd = kRing + kWarps * kStages * Gates::kStageBytes;
+  static constexpr int kSharedBytes = max_of(kEnd, kStates + kWarps * Stage::kBytes);
+
+  // A warp's rows of W_hh, of units `first` ... of the layer.
+  static RNNFAST_DEVICE void load_recurrent(Recurrent& recurrent, unsigned char* stage, const Element* weight_hh, int H,
+                                            int P, int first, Lane lane) {
+    constexpr int kSpread = Cells::kGatesPerTile;
+    const auto read = [&](int chunk, uint4& low, uint4& high) { Stage::read(stage, lane, chunk, low, high); };
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+      for (int chunk = 0; chunk < Recurrent::kChunks; chunk += kPartChunks) {
+        const int depth = chunk / kPartChunks * kPart;
+#pragma unroll
+        for (int i = 0; i < min_of(kSpread, kGates - tile * kSpread); ++i)
+          stage_rows<Stage::kMost>(stage, i == 0 ? Stage::kBytes : 0,
+                                   weight_hh + (int64_t(tile * kSpread + i) * H + first) * P + depth, P,
+                                   min(kUnits, H - first), min(kPart, P - depth),
+                                   [&](int row) { return (row * kSpread + i) * Stage::kRowBytes; });
+        recurrent.load(tile, chunk, kPartChunks, read);
+      }
+  }
+  // A warp's share of 16 rows of W_hr, from output `first` on.
+  static RNNFAST_DEVICE void load_projection(Projection& projection, unsigned char* stage, const Element* weight_hr,
+                                             int H, int P, int first, Lane lane) {
+    const int depth = lane.warp % kSharers * kShare;
+    Stage::fill(stage, weight_hr + int64_t(first) * H + depth, H, P - first, min(kShare, H - depth));
+    projection.load(0, 0, Projection::kChunks,
+                    [&](int chunk, uint4& low, uint4& high) { Stage::read(stage, lane, chunk, low, high); });
+  }
+  // One element of what a warp sends, in all its parts.
+  static RNNFAST_DEVICE void put(unsigned char* outgoing, int column, int unit, float value) {
+    using Numbers = Arithmetic<product>;
+    unsigned char* const to = outgoing + column * kRunBytes + unit * int(sizeof(Element));
+    if constexpr (sizeof(Element) == 2) {
+      *reinterpret_cast<Element*>(to) = from_float<Element>(value);
+    } else {
+      const uint32_t leading = Numbers::high(__float_as_uint(value));
+      *reinterpret_cast<uint32_t*>(to) = leading;
+      if constexpr (Numbers::kParts == 2)
+        *reinterpret_cast<uint32_t*>(to + kOutgoingPartBytes) = Numbers::low(__float_as_uint(value), leading);
+    }
+  }
+  // Output `row` of those that this warp and its sharers multiply, where they have stored their shares.
+  static RNNFAST_DEVICE float output(const unsigned char* shares, Lane lane, int row, int column) {
+    const int place = (row / 2 * 4 + column / 2) * 4 + row % 2 * 2 + column % 2;
+    return Shares::load(shares + lane.warp / kSharers * kSharers * Shares::kTileBytes, 0, place);
+  }
+};
+
+template <Product product, Cell cell, int kHidden, bool kProjected>
+__global__ void __launch_bounds__(ClusterForward<product, cell, kHidden, kProjected>::kThreads, 1)
+    cluster_forward(const __grid_constant__ ForwardLayer<ElementOf<product>> layer) {
+  using Plan = ClusterForward<product, cell, kHidden, kProjected>;
+  using Element = typename Plan::Element;
+  using State = typename Plan::State;
+  using Cells = typename Plan::Cells;
+  using Gates = typename Plan::Gates;
+  using Piece = typename Plan::Piece;
+  constexpr int kGates = Plan::kGates, kCells = Cells::kCells, kStages = Plan::kStages;
+  constexpr int kUnits = Plan::kUnits, kCtas = Plan::kCtas;
+  unsigned char* const shared = shared_memory();
+  const Lane lane;
+  const int lane_number = int(threadIdx.x) % kLanes;
+  const int direction = int(blockIdx.y), H = layer.hidden_size, P = kProjected ? layer.output_size : H;
+  const BatchTile tile(layer, int(blockIdx.x) / kCtas, direction);
+  const Weights<Element>& weights = layer.weights[direction];
+  const int64_t first_row = int64_t(direction) * layer.rows;  // of tensors [D, N, ..]
+  const int first_unit = int(cluster_rank()) * Plan::kSlice + lane.warp * kUnits;
+
+  typename Plan::Recurrent recurrent;
+  typename Plan::Projection projection;
+  unsigned char* const weight_stage = shared + Plan::kStates + lane.warp * Plan::Stage::kBytes;
+  recurrent.place(shared + Plan::kWeights, lane);
+  Plan::load_recurrent(recurrent, weight_stage, weights.weight_hh, H, P, first_unit, lane);
+  if constexpr (kProjected) {
+    projection.place(shared + Plan::kProjectionWeights, lane);
+    Plan::load_projection(projection, weight_stage, weights.weight_hr, H, P, first_unit / kTileRows * kTileRows, lane);
+  }
+  Barrier* const barriers = reinterpret_cast<Barrier*>(shared + Plan::kBarriers);  // of the two buffers
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) barrier_init(barriers + i, 1);
+    barrier_init_fence();
+    for (int i = 0; i < 2; ++i) barrier_arrive_expect(barriers + i, Plan::kArrivingBytes);
+  }
+  block_sync();
+  zero_shared(shared + Plan::kStates, Plan::kEnd - Plan::kStates, Plan::kThreads);
+  block_sync();
+
+  // All of hx, in every CTA.
+  for (int i = int(threadIdx.x); layer.hx && i < kColumns * kHidden / 2; i += Plan::kThreads) {
+    const int column = i / (kHidden / 2), k = i % (kHidden / 2) * 2;
+    if (tile.first + column >= tile.batch) continue;
+    const float2 pair = load_pair(layer.hx + (int64_t(direction) * tile.batch + tile.first + column) * P, k, P);
+    State::store_pair(shared + Plan::kStates, State::offset(column, k), pair.x, pair.y);
+  }
+  // Projected: `units` numbers a lane's own outputs as well, of which P exist.
+  float h[kCells], c[kCells], bias_hn[kCells];
+  int units[kCells], columns[kCells], lengths[kCells];  // of the layer, of the tile
+#pragma unroll
+  for (int i = 0; i < kCells; ++i) {
+    units[i] = first_unit + Cells::unit(lane, i);
+    columns[i] = Cells::column(lane, i);
+    lengths[i] = units[i] < H ? tile.length(columns[i]) : 0;
+    const int64_t b = int64_t(direction) * tile.batch + tile.first + columns[i];
+    const int64_t of_h = b * P + units[i], of_c = b * H + units[i];
+    const bool known = units[i] < H && tile.first + columns[i] < tile.batch;
+    h[i] = known && (!kProjected || units[i] < P) && layer.hx ? to_float(layer.hx[of_h]) : 0.f;
+    c[i] = known && layer.cx ? to_float(layer.cx[of_c]) : 0.f;
+    bias_hn[i] = units[i] < H && weights.bias_hn ? to_float(weights.bias_hn[units[i]]) : 0.f;
+  }
+
+  // Where this lane's pieces of what the warp sends go.
+  RemoteAddress peers[Plan::kSends];
+  int targets[Plan::kSends];  // within a buffer
+  unsigned char* const outgoing = shared + Plan::kOutgoing + lane.warp * 2 * Plan::kOutgoingBytes;
+#pragma unroll
+  for (int i = 0; i < Plan::kSends; ++i) {
+    const int number = lane_number + i * kLanes, at = number % Plan::kPieces * int(sizeof(Piece));
+    const int part = at / Plan::kOutgoingPartBytes, column = at % Plan::kOutgoingPartBytes / Plan::kRunBytes;
+    peers[i] = map_to_rank(shared, unsigned(min(number / Plan::kPieces, kCtas - 1)));
+    targets[i] =
+        part * State::kPartBytes + State::offset(column, first_unit + at % Plan::kRunBytes / int(sizeof(Element)));
+  }
+
+  const Gates stream(layer.gates_x + first_row * kGates * H + first_unit, kGates * H,
+                     max(min(kUnits, H - first_unit), 0), H);
+  const int stream_length = tile.length(Gates::column());
+  const auto stage_of = [&](int step) {
+    return shared + Plan::kRing + (lane.warp * kStages + step % kStages) * Gates::kStageBytes;
+  };
+  const auto fetch = [&](int step) {
+    if (step < tile.steps) {
+      const int t = tile.time(step);
+      stream.fetch(stage_of(step), tile.row(t), t < stream_length);
+    }
+    copy_commit();
+  };
+  for (int step = 0; step < kStages - 1; ++step) fetch(step);
+  cluster_arrive();
+  cluster_wait();
+
+  const auto send = [&](const unsigned char* sent, int buffer) {
+    // Also orders this warp's reads of what it received last before what its sends allow others to overwrite.
+    warp_sync();
+#pragma unroll
+    for (int i = 0; i < Plan::kSends; ++i) {
+      const int number = lane_number + i * kLanes;
+      if (Plan::kPieces * kCtas % kLanes != 0 && number >= Plan::kPieces * kCtas) continue;
+      const Piece piece = *reinterpret_cast<const Piece*>(sent + number % Plan::kPieces * int(sizeof(Piece)));
+      store_async(peers[i] + (Plan::kStates + buffer * State::kBytes + targets[i]), piece,
+                  peers[i] + (Plan::kBarriers + buffer * int(sizeof(Barrier))));
+    }
+  };
+  // `before`: how often the buffer was filled before. Projected: buffer 0 is that of h, buffer 1 that of o tanh(c).
+  const auto receive = [&](int buffer, int before) {
+    barrier_wait(barriers + buffer, before % 2);
+    if (threadIdx.x == 0) barrier_arrive_expect(barriers + buffer, Plan::kArrivingBytes);
+  };
+  const auto store_output = [&](int64_t row, int unit, float value) {
+    layer.output[(row * layer.directions + direction) * P + unit] = from_float<Element>(value);
+  };
+
+  const int state_offset = State::lane_offset(lane);
+  for (int step = 0; step < tile.steps; ++step) {
+    const int t = tile.time(step), buffer = kProjected ? 0 : step % 2;
+    copy_wait<kStages - 2>();
+    warp_sync();
+    float x[kCells][kGates];
+#pragma unroll
+    for (int i = 0; i < kCells; ++i)
+#pragma unroll
+      for (int m = 0; m < kGates; ++m) x[i][m] = Gates::read_one(stage_of(step), columns[i], m, Cells::unit(lane, i));
+    fetch(step + kStages - 1);  // into the stage that the step before has read
+    if (step > 0) receive(buffer, kProjected ? step - 1 : (step - 1) / 2);
+    float sum[Plan::kTiles][4], gate[kCells][4];
+    recurrent.multiply(sum, shared + Plan::kStates + buffer * State::kBytes, state_offset);
+    Cells::gather(gate, sum, lane);
+
+    unsigned char* const sent = outgoing + buffer * Plan::kOutgoingBytes;
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) {
+      const bool active = t < lengths[i];
+      float (&g)[4] = gate[i];
+      float value;
+      if constexpr (cell == Cell::kRnn) {
+        value = Plan::Maths::rnn_forward(g[0] + x[i][0], layer.relu);
+      } else if constexpr (cell == Cell::kGru) {
+        g[0] += x[i][0], g[1] += x[i][1];
+        g[3] = g[2] + bias_hn[i];
+        g[2] = x[i][2];
+        value = Plan::Maths::gru_forward(g[0], g[1], g[2], g[3], h[i]);
+      } else {
+        float next_c = c[i];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) g[m] += x[i][m];
+        value = Plan::Maths::lstm_forward(g[0], g[1], g[2], g[3], next_c);
+        c[i] = active ? next_c : c[i];
+      }
+      if constexpr (!kProjected) value = h[i] = active ? value : h[i];
+      Plan::put(sent, columns[i], Cells::unit(lane, i), value);
+    }
+    if (kProjected || step + 1 < tile.steps) send(sent, 1 - buffer);
+
+    // While that is under way.
+    const int64_t row = tile.row(t);
+#pragma unroll
+    for (int i = 0; i < kCells; ++i) {
+      if (t >= lengths[i]) continue;
+      const int64_t own = row + columns[i];
+      if constexpr (!kProjected) store_output(own, units[i], h[i]);
+      if (cell == Cell::kRnn || layer.gates == nullptr) continue;
+      Element* const gates = layer.gates + (first_row + own) * 4 * H + units[i];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) gates[int64_t(m) * H] = from_float<Element>(gate[i][m]);
+      if constexpr (cell == Cell::kLstm) layer.c[(first_row + own) * H + units[i]] = c[i];
+    }
+
+    if constexpr (kProjected) {
+      receive(1, step);
+      float share[1][4];
+      projection.multiply(share, [&](int part, int chunk) {
+        return State::load(shared + Plan::kStates + State::kBytes, state_offset, part,
+                           lane.warp % Plan::kSharers * Plan::Projection::kChunks + chunk);
+      });
+      Plan::Shares::store(shared + Plan::kShares, lane, share);
+      block_sync();
+#pragma unroll
+      for (int i = 0; i < kCells; ++i) {
+        const float value = Plan::output(shared + Plan::kShares, lane, units[i] % kTileRows, columns[i]);
+        h[i] = t < lengths[i] ? value : h[i];
+        Plan::put(outgoing + Plan::kOutgoingBytes, columns[i], Cells::unit(lane, i), h[i]);
+      }
+      if (step + 1 < tile.steps) send(outgoing + Plan::kOutgoingBytes, 0);
+#pragma unroll
+      for (int i = 0; i < kCells; ++i)
+        if (t < lengths[i] && units[i] < P) store_output(row + columns[i], units[i], h[i]);
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kCells; ++i) {
+    if (units[i] >= H || tile.first + columns[i] >= tile.batch) continue;
+    const int64_t b = int64_t(direction) * tile.batch + tile.first + columns[i];
+    const int64_t of_h = b * P + units[i], of_c = b * H + units[i];
+    if (!kProjected || units[i] < P) layer.h_n[of_h] = from_float<Element>(h[i]);
+    if constexpr (cell == Cell::kLstm) layer.c_n[of_c] = from_float<Element>(c[i]);
+  }
+  if (cluster_rank() != 0) return;
+  zero_tails(tile, layer.output + direction * P, layer.directions * P, P, lane, Plan::kWarps);
+  if (cell != Cell::kRnn && layer.gates)
+    zero_tails(tile, layer.gates + first_row * 4 * H, 4 * H, 4 * H, lane, Plan::kWarps);
+  if (cell == Cell::kLstm && layer.c) zero_tails(tile, layer.c + first_row * H, H, H, lane, Plan::kWarps);
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,19 @@
+// Tier cluster: the kernels of all cells and sizes, of one product and one pass. Compiled once for each pair, with
+// RNNFAST_PRODUCT and RNNFAST_BACKWARD defined by the command (kernel_build/sources.py).
+#include "cuda/tiers/cluster/launch.cuh"
+
+namespace rnnfast::cuda {
+
+constexpr Product kInstance = Product::RNNFAST_PRODUCT;
+
+#if RNNFAST_BACKWARD
+template ClusterResources cluster_backward_resources<kInstance>(const Shape&);
+template cudaError_t cluster_backward_fits<kInstance>(const Shape&, bool*);
+template cudaError_t launch_cluster_backward<kInstance>(const BackwardLayer<ElementOf<kInstance>>&, cudaStream_t);
+#else
+template ClusterResources cluster_forward_resources<kInstance>(const Shape&);
+template cudaError_t cluster_forward_fits<kInstance>(const Shape&, bool*);
+template cudaError_t launch_cluster_forward<kInstance>(const ForwardLayer<ElementOf<kInstance>>&, cudaStream_t);
+#endif
+
+}  // namespace rnnfast::cuda

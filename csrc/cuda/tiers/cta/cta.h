@@ -1,0 +1,30 @@
+// Tier CTA: the whole recurrence of a batch tile (8 sequences) and one direction in one CTA. For hosts; torch-free.
+#pragma once
+
+#include "cuda/device/product.cuh"
+
+namespace rnnfast::cuda {
+
+// What a launch of a shape takes of an SM.
+struct CtaResources {
+  int threads;
+  int shared_bytes;
+};
+
+// Why no kernel serves a shape; null: one does.
+inline const char* cta_refuses(Product product, const Shape& shape) {
+  return shape.hidden_size > cta_largest_hidden(product, shape.cell) ? "weight_hh exceeds the registers of one CTA"
+                                                                     : nullptr;
+}
+
+// Of a shape that is not refused. Grid: ceil(B / 8) x D.
+template <Product product>
+CtaResources cta_forward_resources(const Shape& shape);
+template <Product product>
+CtaResources cta_backward_resources(const Shape& shape);
+template <Product product>
+cudaError_t launch_cta_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream);
+template <Product product>
+cudaError_t launch_cta_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream);
+
+}  // namespace rnnfast::cuda

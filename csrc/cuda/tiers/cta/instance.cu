@@ -1,0 +1,17 @@
+// Tier CTA: the kernels of all cells and sizes, of one product and one pass. Compiled once for each pair, with
+// RNNFAST_PRODUCT and RNNFAST_BACKWARD defined by the command (kernel_build/sources.py).
+#include "cuda/tiers/cta/launch.cuh"
+
+namespace rnnfast::cuda {
+
+constexpr Product kInstance = Product::RNNFAST_PRODUCT;
+
+#if RNNFAST_BACKWARD
+template CtaResources cta_backward_resources<kInstance>(const Shape&);
+template cudaError_t launch_cta_backward<kInstance>(const BackwardLayer<ElementOf<kInstance>>&, cudaStream_t);
+#else
+template CtaResources cta_forward_resources<kInstance>(const Shape&);
+template cudaError_t launch_cta_forward<kInstance>(const ForwardLayer<ElementOf<kInstance>>&, cudaStream_t);
+#endif
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,278 @@
+// Tier group, backward: the recurrence of 8 sequences and one direction, against its time, in a group of CTAs.
+//
+// Shapes      As in tier_group_fwd.cuh: grid x = members, 16 units (RNN 32) each; y = groups from first_group on.
+// Ownership   A CTA computes dh of its units, hence has their columns of W_hh (all gates of all units are the depth) as
+//             the a operand of mma in registers, what exceeds those in shared memory. Each warp has kHidden / kWarps
+//             units of every gate as its slice of the depth. A thread owns a cell as in forward: dh, dc and c stay in
+//             its registers (float).
+// Projection  dh is that of the projected h: the first P / 16 members own 16 of its P units each and have their columns
+//             of W_hh; the others receive no gate gradients and multiply zeros meanwhile. Every member has the rows of
+//             W_hr^T of its own units.
+// One step    cells: gate gradients | to the exchange and to memory | wait for this warp's slice of them | partial sums
+//             = W_hh^T dgates (mma) | to shared memory | barrier | dh: sum over warps in their order.
+//             With a projection, before that: dh to the exchange and to memory | wait for this warp's slice of it |
+//             partial sums = W_hr^T dh | barrier | the gradient of o tanh(c), with which cells begin.
+//             The next step's saved values are loaded before the wait for gate gradients.
+// Exchange    See exchange.cuh. Slot s holds the gate gradients of step s: those planes that W_hh multiplies. With a
+//             projection dh of step s lies behind them.
+// One barrier As in tier_group_fwd.cuh: two halves of partial sums.
+// Stored      grad_gates (planes as in csrc/common/cell.h) and, projected, the gradient of the projected h: the
+//             gradients of weights, biases and x are products over all rows afterwards.
+// c and h'    belong to the step before in the direction's order: cx and hx at a sequence's first step. LSTM keeps c
+//             for one step.
+// Limits      The exchange is G times forward's. Sending partial dh instead (float, all units from all members) would
+//             be twice forward's, but adds up in memory: fixed order would cost another exchange.
+#pragma once
+
+#include "cuda/tiers/group/forward.cuh"
+
+namespace rnnfast::cuda {
+
+// kProjection: the padded P; 0 where there is no projection.
+template <Product product, Cell cell, int kHidden, int kProjection, int kWarps>
+struct GroupBackward {
+  using Element = ElementOf<product>;
+  using Maths = CellMath<ExactMath>;
+  static constexpr bool kProjected = kProjection > 0;
+  static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
+  static constexpr int kSavedPlanes = saved_planes(cell);
+  static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
+  static constexpr int kLargestHidden = kHidden;
+  static constexpr int kLargestOutput = kProjected ? kProjection : kHidden;
+  static constexpr int kUnits = group_units(cell);
+  static constexpr int kThreads = kWarps * kLanes;
+  static constexpr int kTiles = kUnits / kTileRows;
+  // Units of a warp's slice: of gate gradients, and of the projected h's gradient.
+  static constexpr int kDepth = kHidden / kWarps, kProjectionDepth = kLargestOutput / kWarps;
+  static_assert(!kProjected || (cell == Cell::kLstm && kProjection <= kHidden));
+
+  using Slots = Exchange<product, kGates, kHidden, kWarps>;
+  using Projected = Exchange<product, 1, kLargestOutput, kWarps>;
+  static constexpr int kStepBytes = Slots::kSlotBytes + (kProjected ? Projected::kSlotBytes : 0);
+  // Exact products need more registers beside the weights, for more sums and the low parts of gate gradients. Weights
+  // that exceed the budget anyway leave some for what they need on their way from shared memory; so does a projection.
+  static constexpr int kWords = kTiles * kGates * kDepth * int(sizeof(Element)) / kChunkBytes * 8;  // of a lane
+  static constexpr int kSharedReserve = kProjected ? 24 : kWords > kWeightBudget ? 16 : 0;
+  static constexpr int kReserve = Arithmetic<product>::kParts == 2 ? 48 : kSharedReserve;
+  using Recurrent = WeightTiles<product, kTiles, kGates * kDepth, kWarps, kWeightBudget - kReserve>;
+  static constexpr int kProjectionBudget = max_of(kWeightBudget - kReserve - Recurrent::kWords, 0);
+  using Projection = WeightTiles<product, 1, kProjectionDepth, kWarps, kProjectionBudget>;
+  using Sums = PartialSums<kTiles, kWarps>;
+  using ProjectionSums = PartialSums<1, kWarps>;
+  using Cells = CellPlaces<kUnits, kThreads>;
+  // Two sets of weights in shared memory leave less for the stages: half of the depth at a time.
+  static constexpr int kStageDepth = kProjected ? kDepth / 2 : kDepth;
+  using Stage = ColumnStage<product, kStageDepth>;
+  static constexpr int kStageChunks = kStageDepth * int(sizeof(Element)) / kChunkBytes;
+  // What the cell's derivative needs beside gates: LSTM c and GRU h of the step before, RNN h of the step itself.
+  using State = std::conditional_t<cell == Cell::kLstm, float, Element>;
+
+  // Shared memory: weights that are kept there, then (in turn) the stages of weights, or partial sums.
+  static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
+  static constexpr int kSums = kProjectionWeights + (kProjected ? Projection::kSharedBytes : 0);
+  static constexpr int kProjectionSums = kSums + Sums::kHalfBytes;  // in place of the second half
+  static constexpr int kSumsBytes = Sums::kHalfBytes + (kProjected ? ProjectionSums::kHalfBytes : Sums::kHalfBytes);
+  static constexpr int kStages = kWarps * Stage::kBytes;
+  static constexpr int kSharedBytes = kSums + max_of(kSumsBytes, kStages);
+};
+
+template <Product product, Cell cell, int kHidden, int kProjection, int kWarps>
+__global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kProjection, kWarps>::kThreads, 1)
+    group_backward(const __grid_constant__ BackwardLayer<ElementOf<product>> layer, unsigned char* exchange,
+                   int first_group) {
+  using Plan = GroupBackward<product, cell, kHidden, kProjection, kWarps>;
+  using Element = typename Plan::Element;
+  using Cells = typename Plan::Cells;
+  using Slots = typename Plan::Slots;
+  using Projected = typename Plan::Projected;
+  constexpr bool kProjected = Plan::kProjected;
+  constexpr int kOwn = Cells::kOwn;
+  unsigned char* const shared = shared_memory();
+  const Lane lane;
+  const int group = first_group + int(blockIdx.y), direction = group % layer.directions, H = layer.hidden_size;
+  const int P = kProjected ? layer.output_size : H;
+  const BatchTile tile(layer, group / layer.directions, direction);
+  const int64_t first_row = int64_t(direction) * layer.rows;
+  const int first_unit = int(blockIdx.x) * Plan::kUnits;
+  const bool has_outputs = !kProjected || first_unit < P;           // whether this member has units of h
+  const int covered = has_outputs ? round_up(H, Plan::kUnits) : 0;  // units whose gate gradients this member waits for
+  const int covered_projected = round_up(P, Plan::kUnits);          // units of the projected h that some member sends
+  unsigned char* const slots = exchange + int64_t(group) * layer.steps * Plan::kStepBytes;
+
+  const Weights<Element>& weights = layer.weights[direction];
+  typename Plan::Recurrent recurrent;
+  typename Plan::Projection projection;
+  recurrent.place(shared, lane);
+  using Stage = typename Plan::Stage;
+  unsigned char* const stage = shared + Plan::kSums + lane.warp * Stage::kBytes;
+  const auto read = [&](int chunk, uint4& first, uint4& second) { Stage::read(stage, lane, chunk, first, second); };
+  constexpr int kStages = Plan::kDepth / Plan::kStageDepth;  // of a plane
+#pragma unroll
+  for (int i = 0; i < Plan::kTiles * Plan::kGates * kStages; ++i) {
+    const int block = i / kStages / Plan::kGates, plane = i / kStages % Plan::kGates, part = i % kStages;
+    const int u = first_unit + block * kTileRows, k = lane.warp * Plan::kDepth + part * Plan::kStageDepth;
+    Stage::fill(stage, weights.weight_hh + (int64_t(plane) * H + k) * P + u, P, min(H - k, Plan::kStageDepth), P - u);
+    recurrent.load(block, plane * Slots::kPlaneChunks + part * Plan::kStageChunks, Plan::kStageChunks, read);
+  }
+  if constexpr (kProjected) {
+    projection.place(shared + Plan::kProjectionWeights, lane);
+#pragma unroll
+    for (int from = 0; from < Plan::kProjectionDepth; from += Plan::kStageDepth) {
+      const int k = lane.warp * Plan::kProjectionDepth + from;
+      Stage::fill(stage, weights.weight_hr + int64_t(k) * H + first_unit, H,
+                  min(P - k, min(Plan::kProjectionDepth, Plan::kStageDepth)), H - first_unit);
+      projection.load(0, from / Plan::kStageDepth * Plan::kStageChunks,
+                      min_of(Plan::Projection::kChunks, Plan::kStageChunks), read);
+    }
+  }
+  block_sync();
+
+  int unit[kOwn], column[kOwn], length[kOwn];
+  const auto is_output = [P](int u) { return !kProjected || u < P; };  // whether h has this unit
+  // dh: gradient of the step's output that comes from the step after it, or from h_n. initial: cx or hx.
+  float dh[kOwn], dc[kOwn], c[kOwn], initial[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    if (!Cells::exists(i)) continue;
+    unit[i] = first_unit + Cells::unit(i), column[i] = Cells::column(i);
+    length[i] = unit[i] < H ? tile.length(column[i]) : 0;  // units of the padding send zeros
+    const bool known = unit[i] < H && tile.first + column[i] < tile.batch;
+    const int64_t b = int64_t(direction) * tile.batch + tile.first + column[i];
+    const int64_t at_h = b * P + unit[i], at_c = b * H + unit[i];
+    dh[i] = known && is_output(unit[i]) && layer.grad_h_n ? to_float(layer.grad_h_n[at_h]) : 0.f;
+    dc[i] = known && layer.grad_c_n ? to_float(layer.grad_c_n[at_c]) : 0.f;
+    const Element* first_state = cell == Cell::kLstm ? layer.cx : layer.hx;
+    initial[i] = known && first_state ? to_float(first_state[at_c]) : 0.f;
+    const int t = tile.first_time(true);
+    c[i] = cell == Cell::kLstm && t < length[i] ? layer.c[(first_row + tile.row(t) + column[i]) * H + unit[i]] : 0.f;
+  }
+
+  // Whether the step after `step` (the one before in the direction's order) exists for the i-th cell.
+  const auto has_previous = [&](int step, int i) {
+    return step + 1 < tile.steps && tile.time(step + 1, true) < length[i];
+  };
+  // A step's saved values, as they are in memory: a conversion would wait for the load.
+  Element coming_gate[kOwn][max_of(Plan::kSavedPlanes, 1)], coming_grad[kOwn];
+  typename Plan::State coming_state[kOwn];
+  const auto fetch = [&](int step) {
+    if (step >= tile.steps) return;
+    const int t = tile.time(step, true);
+    const int64_t row = tile.row(t), previous_row = tile.row(tile.time(step + 1, true));
+    const auto output = [&](const Element* rows, int64_t r, int i) {
+      return rows[((r + column[i]) * layer.directions + direction) * P + unit[i]];
+    };
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (!Cells::exists(i)) continue;
+      if (t < length[i]) {
+#pragma unroll
+        for (int m = 0; m < Plan::kSavedPlanes; ++m)
+          coming_gate[i][m] = layer.gates[((first_row + row + column[i]) * Plan::kSavedPlanes + m) * H + unit[i]];
+        if (layer.grad_output && is_output(unit[i])) coming_grad[i] = output(layer.grad_output, row, i);
+        if constexpr (cell == Cell::kRnn) coming_state[i] = output(layer.output, row, i);
+      }
+      if (cell != Cell::kRnn && has_previous(step, i)) {
+        if constexpr (cell == Cell::kLstm)
+          coming_state[i] = layer.c[(first_row + previous_row + column[i]) * H + unit[i]];
+        else
+          coming_state[i] = output(layer.output, previous_row, i);
+      }
+    }
+  };
+  fetch(0);
+
+  for (int step = 0; step < tile.steps; ++step) {
+    const int t = tile.time(step, true);
+    const int64_t row = first_row + tile.row(t);
+    unsigned char* const slot = slots + int64_t(step) * Plan::kStepBytes;
+    // Gradient of the i-th cell's output.
+    const auto grad_of_output = [&](int i, bool active) {
+      return dh[i] + (active && layer.grad_output ? to_float(coming_grad[i]) : 0.f);
+    };
+    if constexpr (kProjected) {
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        if (!Cells::exists(i) || !has_outputs) continue;
+        const bool active = t < length[i] && is_output(unit[i]);
+        const float grad = grad_of_output(i, active);
+        Projected::template store<Cells::kNeighbour>(slot + Slots::kSlotBytes, column[i], 0, unit[i],
+                                                     active ? grad : 0.f);
+        if (active) layer.grad_projected[(row + column[i]) * P + unit[i]] = from_float<Element>(grad);
+      }
+      typename Projected::Reader projected(slot + Slots::kSlotBytes, lane, covered_projected);
+      float sum[1][4];
+      projection.multiply(sum, projected);
+      Plan::ProjectionSums::store(shared + Plan::kProjectionSums, lane, sum);
+      block_sync();
+    }
+
+    float carry[kOwn];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (!Cells::exists(i)) continue;
+      const bool active = t < length[i];
+      float hidden;  // gradient of the cell's h, before the projection
+      if constexpr (kProjected)
+        hidden = Plan::ProjectionSums::load(shared + Plan::kProjectionSums, Cells::block(i), Cells::place(i));
+      else
+        hidden = grad_of_output(i, active);
+      const float state = cell == Cell::kRnn || has_previous(step, i) ? to_float(coming_state[i]) : initial[i];
+      float g[4], grad[4];
+#pragma unroll
+      for (int m = 0; m < Plan::kSavedPlanes; ++m) g[m] = to_float(coming_gate[i][m]);
+      if constexpr (cell == Cell::kRnn) {
+        grad[0] = Plan::Maths::rnn_backward(hidden, state, layer.relu);
+      } else if constexpr (cell == Cell::kGru) {
+        const auto d = Plan::Maths::gru_backward(hidden, g[0], g[1], g[2], g[3], state);
+        grad[0] = d.n_x, grad[1] = d.r, grad[2] = d.z, grad[3] = d.n_h;
+        carry[i] = d.carry;
+      } else {
+        const auto d = Plan::Maths::lstm_backward(hidden, dc[i], g[0], g[1], g[2], g[3], c[i], state);
+        grad[0] = d.i, grad[1] = d.f, grad[2] = d.g, grad[3] = d.o;
+        dc[i] = active ? d.dc : dc[i];
+        c[i] = has_previous(step, i) ? state : c[i];
+      }
+      constexpr int kFirst = Plan::kGradPlanes - Plan::kGates;  // GRU's n_x does not multiply W_hh
+#pragma unroll
+      for (int m = 0; m < Plan::kGates; ++m)
+        Slots::template store<Cells::kNeighbour>(slot, column[i], m, unit[i], active ? grad[kFirst + m] : 0.f);
+      if (!active) continue;
+#pragma unroll
+      for (int m = 0; m < Plan::kGradPlanes; ++m)
+        layer.grad_gates[((row + column[i]) * Plan::kGradPlanes + m) * H + unit[i]] = from_float<Element>(grad[m]);
+    }
+
+    typename Slots::Reader gate_grads(slot, lane, covered);
+    fetch(step + 1);
+    unsigned char* const half = shared + Plan::kSums + (kProjected ? 0 : step % 2 * Plan::Sums::kHalfBytes);
+    {
+      float sum[Plan::kTiles][4];
+      recurrent.multiply(sum, gate_grads);
+      Plan::Sums::store(half, lane, sum);
+    }
+    block_sync();
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (!Cells::exists(i)) continue;
+      const float sum = Plan::Sums::load(half, Cells::block(i), Cells::place(i));
+      if (t < length[i]) dh[i] = cell == Cell::kGru ? sum + carry[i] : sum;
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    if (!Cells::exists(i) || unit[i] >= H || tile.first + column[i] >= tile.batch) continue;
+    const int64_t b = int64_t(direction) * tile.batch + tile.first + column[i];
+    const int64_t at_h = b * P + unit[i], at_c = b * H + unit[i];
+    if (is_output(unit[i])) layer.grad_hx[at_h] = from_float<Element>(dh[i]);
+    if constexpr (cell == Cell::kLstm) layer.grad_cx[at_c] = from_float<Element>(dc[i]);
+  }
+  Lane of_group = lane;  // the members share the rows that no sequence has
+  of_group.warp += int(blockIdx.x) * kWarps;
+  const int64_t grads = int64_t(Plan::kGradPlanes) * H;
+  const int warps = int(gridDim.x) * kWarps;
+  zero_tails(tile, layer.grad_gates + first_row * grads, grads, grads, of_group, warps);
+  if (kProjected) zero_tails(tile, layer.grad_projected + first_row * P, P, P, of_group, warps);
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,53 @@
+// Tier group: the recurrence of a batch tile (8 sequences) and one direction in a group of CTAs that run at the same
+// time, each with a slice of the units, and tell each other h (backward: gate gradients) through global memory. For
+// hosts; torch-free.
+#pragma once
+
+#include "cuda/device/product.cuh"
+
+namespace rnnfast::cuda {
+
+// What a launch of a shape takes.
+struct GroupResources {
+  int threads;             // of a CTA
+  int shared_bytes;        // of a CTA
+  int members;             // CTAs of a group; all must fit the device at once
+  int64_t exchange_bytes;  // of the workspace, all groups together
+};
+
+// The largest H: weights of 16 units (RNN 32) fill up to 128 registers of each of 8 warps, and as much shared memory.
+constexpr int group_largest_hidden(Product product) {
+  return is_16_bit(product) ? 2048 : product == Product::kTf32 ? 1024 : 512;
+}
+
+// The largest P of a projection, which takes its part of the same registers and shared memory: backward of the largest
+// H and P takes 220 KiB (exact 226) of the 227 that a CTA of sm_90 can have.
+constexpr int group_largest_projection(Product product) { return group_largest_hidden(product) / 2; }
+
+// Why no kernel serves a shape; null: one does.
+inline const char* group_refuses(Product product, const Shape& shape) {
+  if (shape.hidden_size > group_largest_hidden(product)) return "weight_hh exceeds what a group can hold";
+  if (!is_projected(shape)) return nullptr;
+  if (shape.cell != Cell::kLstm || shape.output_size <= 0)
+    return "only an LSTM has a projection, of at least one output";
+  return shape.output_size > group_largest_projection(product) ? "weight_hr exceeds what a group can hold" : nullptr;
+}
+
+// `exchange`: exchange_bytes, aligned to 16; what lies there does not matter. Launches as many groups at once as the
+// current device holds, the others after them. Returns an error, with nothing launched: cudaErrorInvalidConfiguration
+// where the shape is refused, cudaErrorCooperativeLaunchTooLarge where not even one group fits the device.
+template <Product product>
+GroupResources group_forward_resources(const Shape& shape);
+template <Product product>
+GroupResources group_backward_resources(const Shape& shape);
+// Whether the current device can run a group of this shape's kernel: its CTAs wait for each other.
+template <Product product>
+cudaError_t group_forward_fits(const Shape& shape, bool* fits);
+template <Product product>
+cudaError_t group_backward_fits(const Shape& shape, bool* fits);
+template <Product product>
+cudaError_t launch_group_forward(const ForwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream);
+template <Product product>
+cudaError_t launch_group_backward(const BackwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream);
+
+}  // namespace rnnfast::cuda

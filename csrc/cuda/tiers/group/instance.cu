@@ -1,0 +1,19 @@
+// Tier group: the kernels of all cells and sizes, of one product and one pass. Compiled once for each pair, with
+// RNNFAST_PRODUCT and RNNFAST_BACKWARD defined by the command (kernel_build/sources.py).
+#include "cuda/tiers/group/launch.cuh"
+
+namespace rnnfast::cuda {
+
+constexpr Product kInstance = Product::RNNFAST_PRODUCT;
+
+#if RNNFAST_BACKWARD
+template GroupResources group_backward_resources<kInstance>(const Shape&);
+template cudaError_t group_backward_fits<kInstance>(const Shape&, bool*);
+template cudaError_t launch_group_backward<kInstance>(const BackwardLayer<ElementOf<kInstance>>&, void*, cudaStream_t);
+#else
+template GroupResources group_forward_resources<kInstance>(const Shape&);
+template cudaError_t group_forward_fits<kInstance>(const Shape&, bool*);
+template cudaError_t launch_group_forward<kInstance>(const ForwardLayer<ElementOf<kInstance>>&, void*, cudaStream_t);
+#endif
+
+}  // namespace rnnfast::cuda
