@@ -53,7 +53,7 @@ extern "C" bool choose_plan(const int* p, const int* d, const char* forced, int*
 }
 """
 RESOURCES = """
-#include "cuda/resident.cuh"
+#include "cuda/plan/resident.cuh"
 #include "cuda/tier_cluster_launch.cuh"
 #include "cuda/tier_cta_launch.cuh"
 #include "cuda/tier_group_launch.cuh"
