@@ -39,21 +39,21 @@ CPU_SOURCES = (
 
 CUDA_HOST_SOURCES = tuple(Source(f"csrc/cuda/host/{name}.cpp") for name in ("ops_cuda", "host", "forward", "backward"))
 
-PRODUCTS = {"exact": "kExact", "f16": "kHalf", "bf16": "kBfloat16", "tf32": "kTf32"}
-"""Short names of csrc/cuda/layer.h's `enum class Product`."""
+ARITHMETICS = {"exact": "kExact", "f16": "kHalf", "bf16": "kBfloat16", "tf32": "kTf32"}
+"""Short names of csrc/cuda/layer.h's `enum class Arithmetic`."""
 PASSES = ("forward", "backward")
 _RESIDENT = {"cta": 80, "cluster": 90, "group": 80}
 # Machine code of sm_100 spills where it is made from the step kernels' TF32 PTX of version 80.
 _STEP = {"exact": (75, 80), "f16": (75, 80), "bf16": (80,), "tf32": (80, 100)}
 
 
-def instance(tier: str, product: str, direction: str = "") -> Source:
-    """The kernels of one tier with one product; of one pass where the tier is not "step"."""
-    flags = [f"-DRNNFAST_PRODUCT={PRODUCTS[product]}"]
+def instance(tier: str, arithmetic: str, direction: str = "") -> Source:
+    """The kernels of one tier with one arithmetic; of one pass where the tier is not "step"."""
+    flags = [f"-DRNNFAST_ARITHMETIC={ARITHMETICS[arithmetic]}"]
     if direction:
         flags.append(f"-DRNNFAST_BACKWARD={PASSES.index(direction)}")
-    suffix = "".join(f"-{word}" for word in (product, direction) if word)
-    ptx = _STEP[product] if tier == "step" else (_RESIDENT[tier],)
+    suffix = "".join(f"-{word}" for word in (arithmetic, direction) if word)
+    ptx = _STEP[arithmetic] if tier == "step" else (_RESIDENT[tier],)
     return Source(f"csrc/cuda/tiers/{tier}/instance.cu", tuple(flags), suffix, ptx=ptx)
 
 
@@ -62,8 +62,13 @@ def instance(tier: str, product: str, direction: str = "") -> Source:
 CUDA_KERNEL_SOURCES = (
     Source("csrc/cuda/device/around.cu", ptx=(75,)),
     Source("csrc/cuda/plan/resident.cu", ptx=(80,)),
-    *(instance(tier, product, direction) for tier in _RESIDENT for product in PRODUCTS for direction in PASSES),
-    *(instance("step", product) for product in PRODUCTS),
+    *(
+        instance(tier, arithmetic, direction)
+        for tier in _RESIDENT
+        for arithmetic in ARITHMETICS
+        for direction in PASSES
+    ),
+    *(instance("step", arithmetic) for arithmetic in ARITHMETICS),
 )
 
 EMULATOR_SOURCES = tuple(

@@ -13,7 +13,7 @@ from harness import Case
 
 Tensor = torch.Tensor
 
-PRODUCTS = {"bf16": 0, "f16": 1, "tf32": 2, "exact": 3}  # enum class Product
+PRODUCTS = {"bf16": 0, "f16": 1, "tf32": 2, "exact": 3}  # enum class Arithmetic
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32, "exact": torch.float32}
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
 CELLS = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 1, "lstm": 2}  # enum class Cell

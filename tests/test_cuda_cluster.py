@@ -150,7 +150,7 @@ def test_resources(kernels, product, direction, arch):
         cell = kind.removesuffix("_projected")
         for H in padded_sizes(product, kind):
             product_number, cell_number = cuda_layer.PRODUCTS[product], cuda_layer.CELLS[cell]
-            arguments = f"(rnnfast::cuda::Product){product_number}, (rnnfast::Cell){cell_number}, {H}"
+            arguments = f"(rnnfast::cuda::Arithmetic){product_number}, (rnnfast::Cell){cell_number}, {H}"
             arguments += ", false" if cell == kind else ", true"
             kernel = next(k for k in found if f"{name}<{arguments}>" in k.kernel)
             expected.add(kernel)

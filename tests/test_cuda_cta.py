@@ -120,7 +120,7 @@ def resources(kernels, product: str, kind: str, H: int, backward: bool) -> tuple
 
 def kernel_name(product: str, kind: str, H: int, backward: bool) -> str:
     cell = cuda_layer.CELLS[kind.removesuffix("_projected")]
-    arguments = f"(rnnfast::cuda::Product){cuda_layer.PRODUCTS[product]}, (rnnfast::Cell){cell}, {H}"
+    arguments = f"(rnnfast::cuda::Arithmetic){cuda_layer.PRODUCTS[product]}, (rnnfast::Cell){cell}, {H}"
     name = "cta_backward" if backward else "cta_forward"
     return f"{name}<{arguments}, {'true' if kind.endswith('_projected') else 'false'}>"
 

@@ -213,7 +213,7 @@ def kernel_sizes(product: str, kind: str, backward: bool) -> list[tuple[int, int
 
 def kernel_name(product: str, kind: str, H: int, P: int, backward: bool) -> str:
     cell = cuda_layer.CELLS[kind.removesuffix("_projected")]
-    arguments = f"(rnnfast::cuda::Product){cuda_layer.PRODUCTS[product]}, (rnnfast::Cell){cell}, {H}, {P}, 8"
+    arguments = f"(rnnfast::cuda::Arithmetic){cuda_layer.PRODUCTS[product]}, (rnnfast::Cell){cell}, {H}, {P}, 8"
     return f"{'group_backward' if backward else 'group_forward'}<{arguments}>"
 
 

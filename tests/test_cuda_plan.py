@@ -41,7 +41,7 @@ extern "C" bool choose_plan(const int* p, const int* d, const char* forced, int*
   Shape shape{};
   shape.cell = Cell(p[0]), shape.hidden_size = p[3], shape.output_size = p[4] ? p[4] : p[3];
   shape.batch = p[5], shape.directions = p[6], shape.steps = 1;
-  const Problem problem{Product(p[1]), p[2] != 0, p[4] != 0, shape};
+  const Problem problem{Arithmetic(p[1]), p[2] != 0, p[4] != 0, shape};
   const DeviceLimits device{d[0], d[1], d[2], d[3], d[4] != 0};
   const Choice choice = choose(problem, device, forced, Kernels{problem, p[7], d[1]});
   std::strncpy(why, choice.why().c_str(), 511);
@@ -59,11 +59,11 @@ RESOURCES = """
 #include "cuda/tier_group_launch.cuh"
 using namespace rnnfast::cuda;
 Resources resources_of(const Problem& problem, Tier tier) {
-  switch (problem.product) {
-    case Product::kBfloat16: return resident_resources<Product::kBfloat16>(tier, problem.shape, problem.backward);
-    case Product::kHalf: return resident_resources<Product::kHalf>(tier, problem.shape, problem.backward);
-    case Product::kTf32: return resident_resources<Product::kTf32>(tier, problem.shape, problem.backward);
-    default: return resident_resources<Product::kExact>(tier, problem.shape, problem.backward);
+  switch (problem.arithmetic) {
+    case Arithmetic::kBfloat16: return resident_resources<Arithmetic::kBfloat16>(tier, problem.shape, problem.backward);
+    case Arithmetic::kHalf: return resident_resources<Arithmetic::kHalf>(tier, problem.shape, problem.backward);
+    case Arithmetic::kTf32: return resident_resources<Arithmetic::kTf32>(tier, problem.shape, problem.backward);
+    default: return resident_resources<Arithmetic::kExact>(tier, problem.shape, problem.backward);
   }
 }
 """

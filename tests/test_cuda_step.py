@@ -11,7 +11,7 @@ from emulated import NAMESPACE, check, check_tf32, needs_emulator
 from emulator import build as emulator_build
 from harness import CELLS, Case
 
-from kernel_build.sources import PRODUCTS, instance
+from kernel_build.sources import ARITHMETICS, instance
 from rnnfast import _ext
 
 pytestmark = needs_emulator
@@ -101,13 +101,13 @@ def test_races(arguments):
     run_sanitized("thread", *arguments, 1)
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
-def test_resources(product, arch):
+def test_resources(arithmetic, arch):
     """Nothing is spilled, and two CTAs fit an SM's registers. Shared memory: test_cuda_plan.py."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is missing")
-    found = cuda_resources.compile_kernels(instance("step", product), arch)
+    found = cuda_resources.compile_kernels(instance("step", arithmetic), arch)
     assert len(found) == 2 * (3 + 1) * 2  # tiles, (cells and the kernel for P), directions
     for kernel in found:
         assert kernel.spilled_bytes == 0 and kernel.shared_bytes == 0, kernel

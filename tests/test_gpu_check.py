@@ -111,7 +111,7 @@ def test_what_the_sanitizer_says(gpu_check):
     ours = "========= Invalid __global__ write of size 4 bytes\n=========     at lstm_forward+0x120 in lstm.py:40\n"
     theirs = "========= Race reported in sm90_gemm_bf16\n"
     theirs += "=========     Host Frame: rnnfast::cuda::launch_group_forward in _C_cuda.so\n"
-    cuda = "========= Race reported in void rnnfast::cuda::group_forward<(rnnfast::cuda::Product)0, 256, 8>(T1)\n"
+    cuda = "========= Race reported in void rnnfast::cuda::group_forward<(rnnfast::cuda::Arithmetic)0, 256, 8>(T1)\n"
     assert gpu_check.verdict("memcheck", 0, head + "========= ERROR SUMMARY: 0 errors\n") == (
         "passed",
         "2 layers, exit status 0",

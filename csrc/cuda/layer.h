@@ -75,22 +75,24 @@ struct BackwardLayer : Shape {
 };
 
 // How a kernel multiplies; the element type follows from it.
-enum class Product {
+enum class Arithmetic {
   kBfloat16,  // __nv_bfloat16
   kHalf,      // __half
   kTf32,      // float, operands rounded to 10 bits of mantissa
   kExact,     // float, as accurate as float32 sums
 };
 
-constexpr bool is_16_bit(Product product) { return product == Product::kBfloat16 || product == Product::kHalf; }
+constexpr bool is_16_bit(Arithmetic arithmetic) {
+  return arithmetic == Arithmetic::kBfloat16 || arithmetic == Arithmetic::kHalf;
+}
 
 // Projections always shrink: PyTorch wants proj_size < hidden_size.
 inline bool is_projected(const Shape& shape) { return shape.output_size < shape.hidden_size; }
 
 // The largest H of tier CTA: up to 128 registers of each of 8 warps hold weights. A float takes a whole register, and a
 // second one or shared memory for its low part where products are exact.
-constexpr int cta_largest_hidden(Product product, Cell cell) {
-  return (cell == Cell::kRnn ? 256 : 128) / (is_16_bit(product) ? 1 : 2);
+constexpr int cta_largest_hidden(Arithmetic arithmetic, Cell cell) {
+  return (cell == Cell::kRnn ? 256 : 128) / (is_16_bit(arithmetic) ? 1 : 2);
 }
 
 }  // namespace rnnfast::cuda

@@ -4,11 +4,11 @@
 #include <cstdint>
 
 extern "C" {
-const char* rnnfast_cluster_forward(int product, const int64_t* sizes, void* const* data);
-const char* rnnfast_cluster_backward(int product, const int64_t* sizes, void* const* data);
+const char* rnnfast_cluster_forward(int arithmetic, const int64_t* sizes, void* const* data);
+const char* rnnfast_cluster_backward(int arithmetic, const int64_t* sizes, void* const* data);
 // What a launch takes of an SM, by `sizes` as above.
-void rnnfast_cluster_resources(int product, const int64_t* sizes, int is_backward, int* threads, int* shared_bytes);
+void rnnfast_cluster_resources(int arithmetic, const int64_t* sizes, int is_backward, int* threads, int* shared_bytes);
 // Whether the device (here: the emulator) can run it: 1 or 0; -1 for an error.
-int rnnfast_cluster_fits(int product, const int64_t* sizes, int is_backward);
+int rnnfast_cluster_fits(int arithmetic, const int64_t* sizes, int is_backward);
 void rnnfast_cluster_seed(uint64_t seed);
 }

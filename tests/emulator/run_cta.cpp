@@ -6,25 +6,25 @@
 
 using namespace rnnfast::cuda;
 
-const char* rnnfast_cta_forward(int product, const int64_t* sizes, void* const* data) {
-  const auto call = [&]<Product kProduct>() {
-    return launch_cta_forward<kProduct>(forward_layer<kProduct>(shape_of(sizes, data), data), nullptr);
+const char* rnnfast_cta_forward(int arithmetic, const int64_t* sizes, void* const* data) {
+  const auto call = [&]<Arithmetic kArithmetic>() {
+    return launch_cta_forward<kArithmetic>(forward_layer<kArithmetic>(shape_of(sizes, data), data), nullptr);
   };
-  return reported([&] { return with_product(product, call); });
+  return reported([&] { return with_arithmetic(arithmetic, call); });
 }
 
-const char* rnnfast_cta_backward(int product, const int64_t* sizes, void* const* data) {
-  const auto call = [&]<Product kProduct>() {
-    return launch_cta_backward<kProduct>(backward_layer<kProduct>(shape_of(sizes, data), data), nullptr);
+const char* rnnfast_cta_backward(int arithmetic, const int64_t* sizes, void* const* data) {
+  const auto call = [&]<Arithmetic kArithmetic>() {
+    return launch_cta_backward<kArithmetic>(backward_layer<kArithmetic>(shape_of(sizes, data), data), nullptr);
   };
-  return reported([&] { return with_product(product, call); });
+  return reported([&] { return with_arithmetic(arithmetic, call); });
 }
 
-void rnnfast_cta_resources(int product, const int64_t* sizes, int is_backward, int* threads, int* shared_bytes) {
+void rnnfast_cta_resources(int arithmetic, const int64_t* sizes, int is_backward, int* threads, int* shared_bytes) {
   void* const no_rows[2] = {};
   const Shape shape = shape_of(sizes, no_rows);
-  const CtaResources resources = with_product(product, [&]<Product kProduct>() {
-    return is_backward ? cta_backward_resources<kProduct>(shape) : cta_forward_resources<kProduct>(shape);
+  const CtaResources resources = with_arithmetic(arithmetic, [&]<Arithmetic kArithmetic>() {
+    return is_backward ? cta_backward_resources<kArithmetic>(shape) : cta_forward_resources<kArithmetic>(shape);
   });
   *threads = resources.threads;
   *shared_bytes = resources.shared_bytes;

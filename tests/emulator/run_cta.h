@@ -4,9 +4,9 @@
 #include <cstdint>
 
 extern "C" {
-const char* rnnfast_cta_forward(int product, const int64_t* sizes, void* const* data);
-const char* rnnfast_cta_backward(int product, const int64_t* sizes, void* const* data);
+const char* rnnfast_cta_forward(int arithmetic, const int64_t* sizes, void* const* data);
+const char* rnnfast_cta_backward(int arithmetic, const int64_t* sizes, void* const* data);
 // What a launch takes of an SM, by `sizes` as above.
-void rnnfast_cta_resources(int product, const int64_t* sizes, int is_backward, int* threads, int* shared_bytes);
+void rnnfast_cta_resources(int arithmetic, const int64_t* sizes, int is_backward, int* threads, int* shared_bytes);
 void rnnfast_cta_seed(uint64_t seed);
 }

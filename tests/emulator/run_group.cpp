@@ -28,26 +28,28 @@ auto with_cell(const Shape& shape, Use use) {
   return use.template operator()<Cell::kLstm, 0>();
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t forward(const Shape& shape, void* const* data) {
-  const auto layer = forward_layer<product>(shape, data);
+  const auto layer = forward_layer<arithmetic>(shape, data);
   if (!is_small(shape))
-    return launch_group_forward<product>(layer, exchange_of(group_forward_resources<product>(shape)).data(), nullptr);
+    return launch_group_forward<arithmetic>(layer, exchange_of(group_forward_resources<arithmetic>(shape)).data(),
+                                            nullptr);
   return with_cell(shape, [&]<Cell cell, int kProjection>() {
-    using Plan = GroupForward<product, cell, kSmallHidden, kProjection, kSmallWarps>;
-    return launch_groups<Plan>(group_forward<product, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
+    using Plan = GroupForward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>;
+    return launch_groups<Plan>(group_forward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
                                exchange_of(group_resources<Plan>(shape)).data(), nullptr);
   });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t backward(const Shape& shape, void* const* data) {
-  const auto layer = backward_layer<product>(shape, data);
+  const auto layer = backward_layer<arithmetic>(shape, data);
   if (!is_small(shape))
-    return launch_group_backward<product>(layer, exchange_of(group_backward_resources<product>(shape)).data(), nullptr);
+    return launch_group_backward<arithmetic>(layer, exchange_of(group_backward_resources<arithmetic>(shape)).data(),
+                                             nullptr);
   return with_cell(shape, [&]<Cell cell, int kProjection>() {
-    using Plan = GroupBackward<product, cell, kSmallHidden, kProjection, kSmallWarps>;
-    return launch_groups<Plan>(group_backward<product, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
+    using Plan = GroupBackward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>;
+    return launch_groups<Plan>(group_backward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
                                exchange_of(group_resources<Plan>(shape)).data(), nullptr);
   });
 }
@@ -59,21 +61,21 @@ emulator::Options options;
 
 using namespace rnnfast::cuda;
 
-const char* rnnfast_group_forward(int product, const int64_t* sizes, void* const* data) {
-  const auto call = [&]<Product kProduct>() { return forward<kProduct>(shape_of(sizes, data), data); };
-  return reported([&] { return with_product(product, call); });
+const char* rnnfast_group_forward(int arithmetic, const int64_t* sizes, void* const* data) {
+  const auto call = [&]<Arithmetic kArithmetic>() { return forward<kArithmetic>(shape_of(sizes, data), data); };
+  return reported([&] { return with_arithmetic(arithmetic, call); });
 }
 
-const char* rnnfast_group_backward(int product, const int64_t* sizes, void* const* data) {
-  const auto call = [&]<Product kProduct>() { return backward<kProduct>(shape_of(sizes, data), data); };
-  return reported([&] { return with_product(product, call); });
+const char* rnnfast_group_backward(int arithmetic, const int64_t* sizes, void* const* data) {
+  const auto call = [&]<Arithmetic kArithmetic>() { return backward<kArithmetic>(shape_of(sizes, data), data); };
+  return reported([&] { return with_arithmetic(arithmetic, call); });
 }
 
-void rnnfast_group_resources(int product, const int64_t* sizes, int is_backward, int64_t* result) {
+void rnnfast_group_resources(int arithmetic, const int64_t* sizes, int is_backward, int64_t* result) {
   void* const no_rows[2] = {};
   const Shape shape = shape_of(sizes, no_rows);
-  const GroupResources resources = with_product(product, [&]<Product kProduct>() {
-    return is_backward ? group_backward_resources<kProduct>(shape) : group_forward_resources<kProduct>(shape);
+  const GroupResources resources = with_arithmetic(arithmetic, [&]<Arithmetic kArithmetic>() {
+    return is_backward ? group_backward_resources<kArithmetic>(shape) : group_forward_resources<kArithmetic>(shape);
   });
   result[0] = resources.threads, result[1] = resources.shared_bytes;
   result[2] = resources.members, result[3] = resources.exchange_bytes;

@@ -3,7 +3,7 @@
 #include <exception>
 #include <string>
 
-#include "cuda/device/product.cuh"
+#include "cuda/device/arithmetic.cuh"
 
 namespace rnnfast::cuda {
 
@@ -52,20 +52,20 @@ struct Pointers {
   }
 };
 
-template <Product product>
-ForwardLayer<ElementOf<product>> forward_layer(const Shape& shape, void* const* data) {
-  ForwardLayer<ElementOf<product>> layer{shape};
-  Pointers<ElementOf<product>> take{data + 2};
+template <Arithmetic arithmetic>
+ForwardLayer<ElementOf<arithmetic>> forward_layer(const Shape& shape, void* const* data) {
+  ForwardLayer<ElementOf<arithmetic>> layer{shape};
+  Pointers<ElementOf<arithmetic>> take{data + 2};
   take.weights(layer.weights);
   take(layer.hx), take(layer.cx), take(layer.gates_x), take(layer.output), take(layer.h_n), take(layer.c_n);
   take(layer.gates), take(layer.c);
   return layer;
 }
 
-template <Product product>
-BackwardLayer<ElementOf<product>> backward_layer(const Shape& shape, void* const* data) {
-  BackwardLayer<ElementOf<product>> layer{shape};
-  Pointers<ElementOf<product>> take{data + 2};
+template <Arithmetic arithmetic>
+BackwardLayer<ElementOf<arithmetic>> backward_layer(const Shape& shape, void* const* data) {
+  BackwardLayer<ElementOf<arithmetic>> layer{shape};
+  Pointers<ElementOf<arithmetic>> take{data + 2};
   take.weights(layer.weights);
   take(layer.hx), take(layer.cx), take(layer.output), take(layer.gates), take(layer.c), take(layer.grad_output);
   take(layer.grad_h_n), take(layer.grad_c_n), take(layer.grad_gates), take(layer.grad_projected);
@@ -75,16 +75,16 @@ BackwardLayer<ElementOf<product>> backward_layer(const Shape& shape, void* const
 
 // Calls use.template operator()<product>() for the product of this number.
 template <class Use>
-auto with_product(int product, Use use) {
-  switch (Product(product)) {
-    case Product::kBfloat16:
-      return use.template operator()<Product::kBfloat16>();
-    case Product::kHalf:
-      return use.template operator()<Product::kHalf>();
-    case Product::kTf32:
-      return use.template operator()<Product::kTf32>();
+auto with_arithmetic(int arithmetic, Use use) {
+  switch (Arithmetic(arithmetic)) {
+    case Arithmetic::kBfloat16:
+      return use.template operator()<Arithmetic::kBfloat16>();
+    case Arithmetic::kHalf:
+      return use.template operator()<Arithmetic::kHalf>();
+    case Arithmetic::kTf32:
+      return use.template operator()<Arithmetic::kTf32>();
     default:
-      return use.template operator()<Product::kExact>();
+      return use.template operator()<Arithmetic::kExact>();
   }
 }
 

@@ -9,19 +9,21 @@ namespace {
 using namespace rnnfast::cuda;
 using rnnfast::Cell;
 
-template <Product product, Cell cell, bool kProjected = false>
+template <Arithmetic arithmetic, Cell cell, bool kProjected = false>
 void run(const Shape& shape, const Rows& rows) {
   // One size serves all: fewer kernels to build.
-  constexpr int kHidden = cluster_tile(product, cell, 1, kProjected).hidden;
-  using Forward = ClusterForward<product, cell, kHidden, kProjected>;
-  using Backward = ClusterBackward<product, cell, kHidden, kProjected>;
-  run_layer<product>(
+  constexpr int kHidden = cluster_tile(arithmetic, cell, 1, kProjected).hidden;
+  using Forward = ClusterForward<arithmetic, cell, kHidden, kProjected>;
+  using Backward = ClusterBackward<arithmetic, cell, kHidden, kProjected>;
+  run_layer<arithmetic>(
       shape, rows,
       [](const auto& layer) {
-        return launch_cluster<product, Forward>(cluster_forward<product, cell, kHidden, kProjected>, layer, nullptr);
+        return launch_cluster<arithmetic, Forward>(cluster_forward<arithmetic, cell, kHidden, kProjected>, layer,
+                                                   nullptr);
       },
       [](const auto& layer) {
-        return launch_cluster<product, Backward>(cluster_backward<product, cell, kHidden, kProjected>, layer, nullptr);
+        return launch_cluster<arithmetic, Backward>(cluster_backward<arithmetic, cell, kHidden, kProjected>, layer,
+                                                    nullptr);
       });
 }
 
@@ -30,9 +32,9 @@ void run(const Shape& shape, const Rows& rows) {
 int main(int count, char** words) {
   return sanitize(count, words, [](Shape shape, const Rows& rows) {
     shape.directions = 1;  // clusters of two directions share nothing
-    if (shape.cell == Cell::kRnn) return run<Product::kExact, Cell::kRnn>(shape, rows);
-    if (shape.cell == Cell::kGru) return run<Product::kBfloat16, Cell::kGru>(shape, rows);
-    is_projected(shape) ? run<Product::kBfloat16, Cell::kLstm, true>(shape, rows)
-                        : run<Product::kBfloat16, Cell::kLstm>(shape, rows);
+    if (shape.cell == Cell::kRnn) return run<Arithmetic::kExact, Cell::kRnn>(shape, rows);
+    if (shape.cell == Cell::kGru) return run<Arithmetic::kBfloat16, Cell::kGru>(shape, rows);
+    is_projected(shape) ? run<Arithmetic::kBfloat16, Cell::kLstm, true>(shape, rows)
+                        : run<Arithmetic::kBfloat16, Cell::kLstm>(shape, rows);
   });
 }

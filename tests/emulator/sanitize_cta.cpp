@@ -12,34 +12,35 @@ using rnnfast::Cell;
 // One size serves all: fewer kernels to build.
 constexpr int kHidden = 64;
 
-template <Product product, Cell cell, bool kProjected>
+template <Arithmetic arithmetic, Cell cell, bool kProjected>
 void run(const Shape& shape, const Rows& rows) {
-  using Forward = CtaForward<product, cell, kHidden, kProjected>;
-  using Backward = CtaBackward<product, cell, kHidden, kProjected>;
-  run_layer<product>(
+  using Forward = CtaForward<arithmetic, cell, kHidden, kProjected>;
+  using Backward = CtaBackward<arithmetic, cell, kHidden, kProjected>;
+  run_layer<arithmetic>(
       shape, rows,
       [&](const auto& layer) {
-        return launch(cta_forward<product, cell, kHidden, kProjected>, cta_grid(layer), dim3(Forward::kThreads), 1,
+        return launch(cta_forward<arithmetic, cell, kHidden, kProjected>, cta_grid(layer), dim3(Forward::kThreads), 1,
                       false, Forward::kSharedBytes, nullptr, layer);
       },
       [&](const auto& layer) {
-        return launch(cta_backward<product, cell, kHidden, kProjected>, cta_grid(layer), dim3(Backward::kThreads), 1,
+        return launch(cta_backward<arithmetic, cell, kHidden, kProjected>, cta_grid(layer), dim3(Backward::kThreads), 1,
                       false, Backward::kSharedBytes, nullptr, layer);
       });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 void run_cell(const Shape& shape, const Rows& rows) {
-  if (shape.cell == Cell::kRnn) return run<product, Cell::kRnn, false>(shape, rows);
-  if (shape.cell == Cell::kGru) return run<product, Cell::kGru, false>(shape, rows);
-  is_projected(shape) ? run<product, Cell::kLstm, true>(shape, rows) : run<product, Cell::kLstm, false>(shape, rows);
+  if (shape.cell == Cell::kRnn) return run<arithmetic, Cell::kRnn, false>(shape, rows);
+  if (shape.cell == Cell::kGru) return run<arithmetic, Cell::kGru, false>(shape, rows);
+  is_projected(shape) ? run<arithmetic, Cell::kLstm, true>(shape, rows)
+                      : run<arithmetic, Cell::kLstm, false>(shape, rows);
 }
 
 }  // namespace
 
 int main(int count, char** words) {
   return sanitize(count, words, [](const Shape& shape, const Rows& rows) {
-    run_cell<Product::kBfloat16>(shape, rows);
-    run_cell<Product::kExact>(shape, rows);
+    run_cell<Arithmetic::kBfloat16>(shape, rows);
+    run_cell<Arithmetic::kExact>(shape, rows);
   });
 }

@@ -29,22 +29,22 @@ void run_groups(void (*kernel)(Layer, unsigned char*, int), const Layer& layer, 
                reinterpret_cast<unsigned char*>(exchange.data()), 0));
 }
 
-template <Product product, Cell cell, int kH, int kP>
+template <Arithmetic arithmetic, Cell cell, int kH, int kP>
 void run(const Shape& shape, const Rows& rows, const std::string& members) {
-  const Layers<product> layers(shape, rows);
+  const Layers<arithmetic> layers(shape, rows);
   if (members != "backward")
-    run_groups<GroupForward<product, cell, kH, kP, kWarps>>(group_forward<product, cell, kH, kP, kWarps>,
-                                                            layers.forward, members == "forward");
-  run_groups<GroupBackward<product, cell, kH, kP, kWarps>>(group_backward<product, cell, kH, kP, kWarps>,
-                                                           layers.backward, members == "backward");
+    run_groups<GroupForward<arithmetic, cell, kH, kP, kWarps>>(group_forward<arithmetic, cell, kH, kP, kWarps>,
+                                                               layers.forward, members == "forward");
+  run_groups<GroupBackward<arithmetic, cell, kH, kP, kWarps>>(group_backward<arithmetic, cell, kH, kP, kWarps>,
+                                                              layers.backward, members == "backward");
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 void run_cell(const Shape& shape, const Rows& rows, const std::string& members) {
-  if (shape.cell == Cell::kRnn) return run<product, Cell::kRnn, kHidden, 0>(shape, rows, members);
-  if (shape.cell == Cell::kGru) return run<product, Cell::kGru, kHidden, 0>(shape, rows, members);
-  if (is_projected(shape)) return run<product, Cell::kLstm, kProjectedHidden, kProjection>(shape, rows, members);
-  run<product, Cell::kLstm, kHidden, 0>(shape, rows, members);
+  if (shape.cell == Cell::kRnn) return run<arithmetic, Cell::kRnn, kHidden, 0>(shape, rows, members);
+  if (shape.cell == Cell::kGru) return run<arithmetic, Cell::kGru, kHidden, 0>(shape, rows, members);
+  if (is_projected(shape)) return run<arithmetic, Cell::kLstm, kProjectedHidden, kProjection>(shape, rows, members);
+  run<arithmetic, Cell::kLstm, kHidden, 0>(shape, rows, members);
 }
 
 }  // namespace
@@ -57,8 +57,8 @@ int main(int count, char** words) {
   const Shape shape{.cell = Cell(cell), .hidden_size = H, .output_size = P, .steps = T, .batch = B, .directions = 2};
   try {
     const Rows rows(words[6], T, B);
-    run_cell<Product::kBfloat16>(shape, rows, words[8]);
-    run_cell<Product::kExact>(shape, rows, words[8]);
+    run_cell<Arithmetic::kBfloat16>(shape, rows, words[8]);
+    run_cell<Arithmetic::kExact>(shape, rows, words[8]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device/product.cuh"
+#include "cuda/device/arithmetic.cuh"
 
 namespace rnnfast::cuda {
 
@@ -47,9 +47,9 @@ inline void check(cudaError_t error) {
 }
 
 // One layer's forward and backward pass.
-template <Product product>
+template <Arithmetic arithmetic>
 struct Layers {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   ForwardLayer<Element> forward;
   BackwardLayer<Element> backward;
 
@@ -91,9 +91,9 @@ struct Layers {
 };
 
 // Forward and backward of a layer once, by launch(layer) -> error.
-template <Product product, class Forward, class Backward>
+template <Arithmetic arithmetic, class Forward, class Backward>
 void run_layer(const Shape& shape, const Rows& rows, Forward launch_forward, Backward launch_backward) {
-  const Layers<product> layers(shape, rows);
+  const Layers<arithmetic> layers(shape, rows);
   check(launch_forward(layers.forward));
   check(launch_backward(layers.backward));
 }

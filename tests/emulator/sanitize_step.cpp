@@ -45,9 +45,9 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 void run(const Shape& shape, bool large) {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   const int64_t H = shape.hidden_size, P = shape.output_size, D = shape.directions, B = shape.batch, N = shape.rows;
   const int G = rnnfast::gate_count(shape.cell), size = sizeof(Element);
   const bool lstm = shape.cell == Cell::kLstm, projected = P < H;
@@ -68,10 +68,10 @@ void run(const Shape& shape, bool large) {
   forward.cells = arrays.make(D * B * H, projected);
   forward.aligned = aligned(forward.output, P * size) && aligned(forward.hx, P * size);
   forward.aligned_cells = aligned(forward.cells, H * size);
-  check(run_step_forward<product>(std::bit_cast<StepForward<void>>(forward), large, nullptr));
+  check(run_step_forward<arithmetic>(std::bit_cast<StepForward<void>>(forward), large, nullptr));
   forward.gates = arrays.make(D * N * 4 * H, shape.cell != Cell::kRnn);
   forward.c = wide.make(D * N * H, lstm);
-  check(run_step_forward<product>(std::bit_cast<StepForward<void>>(forward), large, nullptr));
+  check(run_step_forward<arithmetic>(std::bit_cast<StepForward<void>>(forward), large, nullptr));
 
   StepBackward<Element> backward{{shape}};
   for (int d = 0; d < D; ++d) {
@@ -88,7 +88,7 @@ void run(const Shape& shape, bool large) {
   backward.carry = wide.make(D * B * H, shape.cell != Cell::kRnn);
   backward.aligned = aligned(backward.grad_gates, H * size);
   backward.aligned_projected = aligned(backward.grad_projected, P * size);
-  check(run_step_backward<product>(std::bit_cast<StepBackward<void>>(backward), large, nullptr));
+  check(run_step_backward<arithmetic>(std::bit_cast<StepBackward<void>>(backward), large, nullptr));
 }
 
 }  // namespace
@@ -117,8 +117,8 @@ int main(int count, char** words) {
     shape.offsets = offsets.data();
   }
   try {
-    run<Product::kBfloat16>(shape, number(7) != 0);
-    run<Product::kExact>(shape, number(7) != 0);
+    run<Arithmetic::kBfloat16>(shape, number(7) != 0);
+    run<Arithmetic::kExact>(shape, number(7) != 0);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

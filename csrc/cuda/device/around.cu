@@ -26,14 +26,14 @@ RNNFAST_DEVICE int64_t index_stride() { return int64_t(gridDim.x) * kThreads; }
 
 // Calls `run` with a value of the product's element type.
 template <class Run>
-cudaError_t with_element(Product product, Run&& run) {
-  switch (product) {
-    case Product::kBfloat16:
+cudaError_t with_element(Arithmetic arithmetic, Run&& run) {
+  switch (arithmetic) {
+    case Arithmetic::kBfloat16:
       return run(__nv_bfloat16());
-    case Product::kHalf:
+    case Arithmetic::kHalf:
       return run(__half());
-    case Product::kTf32:
-    case Product::kExact:
+    case Arithmetic::kTf32:
+    case Arithmetic::kExact:
       return run(float());
   }
   return cudaErrorInvalidConfiguration;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t sum_biases(const BiasSum& call, cudaStream_t stream) {
   const int64_t count = int64_t(call.directions) * gate_count(call.cell) * call.hidden_size;
-  return with_element(call.product, [&](auto element) {
+  return with_element(call.arithmetic, [&](auto element) {
     using Element = decltype(element);
     return launch_over(count, stream, sum_biases_kernel<Element>, call, static_cast<Element*>(call.sums));
   });
@@ -163,20 +163,20 @@ cudaError_t write_schedule(const int64_t* batch_sizes, int64_t steps, int64_t* o
   return cudaSuccess;
 }
 
-cudaError_t gather_previous(Product product, const Shape& shape, const void* output, const void* hx, void* previous,
-                            cudaStream_t stream) {
+cudaError_t gather_previous(Arithmetic arithmetic, const Shape& shape, const void* output, const void* hx,
+                            void* previous, cudaStream_t stream) {
   const int64_t count = int64_t(shape.directions) * shape.steps * shape.batch * kWarp;
-  return with_element(product, [&](auto element) {
+  return with_element(arithmetic, [&](auto element) {
     using Element = decltype(element);
     return launch_over(count, stream, gather_previous_kernel<Element>, shape, static_cast<const Element*>(output),
                        static_cast<const Element*>(hx), static_cast<Element*>(previous));
   });
 }
 
-cudaError_t cell_outputs(Product product, const Shape& shape, const void* gates, const float* c, void* cells,
+cudaError_t cell_outputs(Arithmetic arithmetic, const Shape& shape, const void* gates, const float* c, void* cells,
                          cudaStream_t stream) {
   const int64_t count = shape.directions * shape.rows * shape.hidden_size;
-  return with_element(product, [&](auto element) {
+  return with_element(arithmetic, [&](auto element) {
     using Element = decltype(element);
     return launch_over(count, stream, cell_outputs_kernel<Element>, shape, static_cast<const Element*>(gates), c,
                        static_cast<Element*>(cells));

@@ -13,7 +13,7 @@ namespace rnnfast::cuda {
 
 // sums [D, G*H] = bias_ih + bias_hh, GRU's n plane without b_hn (r multiplies that one).
 struct BiasSum {
-  Product product;  // gives the element type
+  Arithmetic arithmetic;  // gives the element type
   Cell cell;
   int hidden_size, directions;
   const void* bias_ih[kMaxDirections];  // contiguous
@@ -32,11 +32,11 @@ cudaError_t write_schedule(const int64_t* batch_sizes, int64_t steps, int64_t* o
                            cudaStream_t stream);
 
 // previous [D, N, P]: h before each row's step, from output and hx (null: zeros); zeros where padded rows are idle.
-cudaError_t gather_previous(Product product, const Shape& shape, const void* output, const void* hx, void* previous,
-                            cudaStream_t stream);
+cudaError_t gather_previous(Arithmetic arithmetic, const Shape& shape, const void* output, const void* hx,
+                            void* previous, cudaStream_t stream);
 
 // cells [D, N, H] = o tanh(c), what weight_hr multiplied.
-cudaError_t cell_outputs(Product product, const Shape& shape, const void* gates, const float* c, void* cells,
+cudaError_t cell_outputs(Arithmetic arithmetic, const Shape& shape, const void* gates, const float* c, void* cells,
                          cudaStream_t stream);
 
 }  // namespace rnnfast::cuda

@@ -13,7 +13,7 @@ namespace rnnfast::cuda {
 
 // Stages of the ring. A copy has one step less to arrive: 0.75 us at the shortest step of 0.25 us (an estimate), the
 // latency of a busy DRAM. Exact steps are over twice as long, and their weights need the shared memory.
-constexpr int ring_stages(Product product) { return product == Product::kExact ? 3 : 4; }
+constexpr int ring_stages(Arithmetic arithmetic) { return arithmetic == Arithmetic::kExact ? 3 : 4; }
 
 // 8 neighbouring sequences in one direction. Sequences beyond the batch have length 0.
 struct BatchTile {

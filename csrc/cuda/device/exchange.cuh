@@ -29,10 +29,10 @@ __global__ void clear_exchange(Piece* exchange, int64_t pieces) {
     exchange[i] = Piece{kMissing, kMissing, kMissing, kMissing};
 }
 
-template <Product product, int kPlanes, int kHidden, int kWarps>
+template <Arithmetic arithmetic, int kPlanes, int kHidden, int kWarps>
 struct Exchange {
-  using Element = ElementOf<product>;
-  using Numbers = Arithmetic<product>;
+  using Element = ElementOf<arithmetic>;
+  using Numbers = ArithmeticTraits<arithmetic>;
   static constexpr int kSize = int(sizeof(Element));
   static constexpr int kDepth = kHidden / kWarps;  // units of a warp
   static constexpr int kPlaneChunks = kDepth * kSize / kChunkBytes;

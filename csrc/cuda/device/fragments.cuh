@@ -9,7 +9,7 @@
 // as both operands agree: this one lets a lane read the state of two mmas by one 16-byte load, without ldmatrix.
 #pragma once
 
-#include "cuda/device/product.cuh"
+#include "cuda/device/arithmetic.cuh"
 
 namespace rnnfast::cuda {
 
@@ -32,12 +32,12 @@ struct Lane {
 // [depth, 8 columns] in shared memory, column after column, once for each part (see product.cuh). The 16-byte pieces of
 // a column's every 128 bytes are permuted by the column's number, such that neither the loads of 8 lanes (2 columns,
 // 64 bytes of each) nor the stores of a warp (4 columns, 16 units of each) meet in a bank.
-template <Product product, int kDepth>
+template <Arithmetic arithmetic, int kDepth>
 struct Operand {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   static constexpr int kColumnBytes = round_up(kDepth * int(sizeof(Element)), 128);
   static constexpr int kPartBytes = kColumns * kColumnBytes;
-  static constexpr int kBytes = kPartBytes * Arithmetic<product>::kParts;
+  static constexpr int kBytes = kPartBytes * ArithmeticTraits<arithmetic>::kParts;
 
   static RNNFAST_DEVICE int swizzle(int column) { return (column >> 1 & 3) << 5 ^ (column & 1) << 6; }
 
@@ -48,7 +48,7 @@ struct Operand {
     return column * kColumnBytes + (within ^ swizzle(column)) + chunks / 2 * (2 * kChunkBytes);
   }
   static RNNFAST_DEVICE void store_pair(unsigned char* operand, int offset, float first, float second) {
-    Arithmetic<product>::store_pair(operand + offset, kPartBytes, first, second);
+    ArithmeticTraits<arithmetic>::store_pair(operand + offset, kPartBytes, first, second);
   }
 
   // Where this lane's pieces of chunk 0 are.
@@ -65,11 +65,11 @@ struct Operand {
 // in shared memory, in the order in which lanes read it.
 constexpr int kWeightBudget = 128;  // of 255 registers: sums, states and addresses need the rest
 
-template <Product product, int kTiles, int kDepth, int kWarps, int kBudget = kWeightBudget>
+template <Arithmetic arithmetic, int kTiles, int kDepth, int kWarps, int kBudget = kWeightBudget>
 struct WeightTiles {
-  using Numbers = Arithmetic<product>;
-  using State = Operand<product, kDepth>;
-  static constexpr int kChunks = kDepth * int(sizeof(ElementOf<product>)) / kChunkBytes;
+  using Numbers = ArithmeticTraits<arithmetic>;
+  using State = Operand<arithmetic, kDepth>;
+  static constexpr int kChunks = kDepth * int(sizeof(ElementOf<arithmetic>)) / kChunkBytes;
   static constexpr int kFragments = 2 * kChunks;  // a fragment is what one mma takes: 4 words of each lane
   static constexpr int kWords = 4 * kTiles * kFragments;
   static constexpr bool kHasLow = Numbers::kParts == 2;

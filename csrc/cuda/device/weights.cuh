@@ -36,9 +36,9 @@ RNNFAST_DEVICE void stage_rows(unsigned char* stage, int stage_bytes, const Elem
 }
 
 // A tile's 16 rows of weights.
-template <Product product, int kDepth>
+template <Arithmetic arithmetic, int kDepth>
 struct RowStage {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   static constexpr int kMost = kDepth * int(sizeof(Element));
   // 32 more than a multiple of 64: rows 2 apart, which 8 lanes read together, lie 64 bytes apart in the banks.
   static constexpr int kRowBytes = round_up(kMost, 64) + 32;
@@ -62,9 +62,9 @@ struct RowStage {
 };
 
 // A tile of transposed weights: 16 columns of up to kDepth rows, the depth.
-template <Product product, int kDepth>
+template <Arithmetic arithmetic, int kDepth>
 struct ColumnStage {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   static constexpr int kMost = kTileRows * int(sizeof(Element));
   static constexpr int kRun = kPieceBytes / int(sizeof(Element));  // neighbouring rows of one lane
   // 32 more than a multiple of 128: the runs of the 4 members lie side by side in the banks.

@@ -50,10 +50,10 @@ void run_resident(Call& call, const LayerInputs& in, BackwardLayer<void> layer, 
     layer.grad_cx = write(grad_cx);
   }
   const std::optional<Tensor> exchange = call.exchange(tier, layer, true);
-  check(with_product(call.product,
-                     [&]<Product kProduct>() {
-                       return run_resident_backward<kProduct>(tier, layer, write(exchange), call.stream);
-                     }),
+  check(with_arithmetic(call.arithmetic,
+                        [&]<Arithmetic kArithmetic>() {
+                          return run_resident_backward<kArithmetic>(tier, layer, write(exchange), call.stream);
+                        }),
         std::string("backward, tier ") + kTierNames[int(tier)]);
 }
 
@@ -73,8 +73,9 @@ void run_step(Call& call, const LayerInputs& in, const BackwardLayer<void>& laye
   // GRU's planes start one H into a row.
   step.aligned = call.rows_aligned(layer.grad_gates, H);
   step.aligned_projected = call.rows_aligned(layer.grad_projected, sizes.output_size());
-  check(with_product(call.product,
-                     [&]<Product kProduct>() { return run_step_backward<kProduct>(step, large, call.stream); }),
+  check(with_arithmetic(
+            call.arithmetic,
+            [&]<Arithmetic kArithmetic>() { return run_step_backward<kArithmetic>(step, large, call.stream); }),
         "backward, tier step");
 }
 
@@ -125,11 +126,12 @@ void weight_gradients(Call& call, const LayerInputs& in, const BackwardLayer<voi
   const bool gru = in.cell == Cell::kGru;
   const Tensor x = view(as_contiguous(in.input), {N, I}, {I, 1});
   const Tensor previous = call.new_tensor({D, N, P});
-  check(gather_previous(call.product, layer, layer.output, layer.hx, write(previous), call.stream), "previous states");
+  check(gather_previous(call.arithmetic, layer, layer.output, layer.hx, write(previous), call.stream),
+        "previous states");
   std::optional<Tensor> cells, sums;
   if (sizes.proj_size) {
     cells = call.new_tensor({D, N, H});
-    check(cell_outputs(call.product, layer, layer.gates, layer.c, write(*cells), call.stream), "cell outputs");
+    check(cell_outputs(call.arithmetic, layer, layer.gates, layer.c, write(*cells), call.stream), "cell outputs");
   }
   if (sizes.has_biases) {
     const int64_t dim = 1;

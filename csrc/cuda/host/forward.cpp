@@ -15,7 +15,8 @@ void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
   std::optional<Tensor> biases;
   if (call.sizes.has_biases) {
     biases = call.new_tensor({call.sizes.directions, G});
-    BiasSum sum{call.product, in.cell, int(call.sizes.hidden_size), int(call.sizes.directions), {}, {}, write(*biases)};
+    BiasSum sum{call.arithmetic, in.cell, int(call.sizes.hidden_size), int(call.sizes.directions), {}, {},
+                write(*biases)};
     for (int64_t d = 0; d < call.sizes.directions; ++d) {
       sum.bias_ih[d] = call.ready(in.weights[size_t(d * each + 2)]);
       sum.bias_hh[d] = call.ready(in.weights[size_t(d * each + 3)]);
@@ -33,10 +34,10 @@ void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
 void run_resident(Call& call, const LayerInputs& in, ForwardLayer<void> layer, Tier tier) {
   call.ready_weights(in, layer.weights);
   const std::optional<Tensor> exchange = call.exchange(tier, layer, false);
-  check(with_product(call.product,
-                     [&]<Product kProduct>() {
-                       return run_resident_forward<kProduct>(tier, layer, write(exchange), call.stream);
-                     }),
+  check(with_arithmetic(call.arithmetic,
+                        [&]<Arithmetic kArithmetic>() {
+                          return run_resident_forward<kArithmetic>(tier, layer, write(exchange), call.stream);
+                        }),
         std::string("forward, tier ") + kTierNames[int(tier)]);
 }
 
@@ -58,8 +59,9 @@ void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer
   step.aligned =
       call.rows_aligned(layer.output, sizes.output_size()) && call.rows_aligned(layer.hx, sizes.output_size());
   step.aligned_cells = call.rows_aligned(step.cells, sizes.hidden_size);
-  check(with_product(call.product,
-                     [&]<Product kProduct>() { return run_step_forward<kProduct>(step, large, call.stream); }),
+  check(with_arithmetic(
+            call.arithmetic,
+            [&]<Arithmetic kArithmetic>() { return run_step_forward<kArithmetic>(step, large, call.stream); }),
         "forward, tier step");
 }
 

@@ -24,19 +24,22 @@ ScalarType wide_type(ScalarType type) {
   return ScalarType::Float;
 }
 
-Resources resources_of(Product product, Tier tier, const Shape& shape, bool backward) {
-  return with_product(product, [&]<Product kProduct>() { return resident_resources<kProduct>(tier, shape, backward); });
+Resources resources_of(Arithmetic arithmetic, Tier tier, const Shape& shape, bool backward) {
+  return with_arithmetic(
+      arithmetic, [&]<Arithmetic kArithmetic>() { return resident_resources<kArithmetic>(tier, shape, backward); });
 }
 
 // What choose() asks of the compiled kernels and the current device.
 struct Kernels {
   const Problem& problem;
 
-  Resources resources(Tier tier) const { return resources_of(problem.product, tier, problem.shape, problem.backward); }
+  Resources resources(Tier tier) const {
+    return resources_of(problem.arithmetic, tier, problem.shape, problem.backward);
+  }
   const char* unfit(Tier tier) const {
     bool fits = false;
-    const cudaError_t error = with_product(problem.product, [&]<Product kProduct>() {
-      return resident_fits<kProduct>(tier, problem.shape, problem.backward, &fits);
+    const cudaError_t error = with_arithmetic(problem.arithmetic, [&]<Arithmetic kArithmetic>() {
+      return resident_fits<kArithmetic>(tier, problem.shape, problem.backward, &fits);
     });
     if (error != cudaSuccess) return cudaGetErrorString(error);
     return fits ? nullptr : "its CTAs wait for each other and this device cannot run all of them at once";
@@ -47,10 +50,10 @@ struct Kernels {
 
 void set_allow_tf32(bool allow) { allow_tf32 = allow; }
 
-Product product_of(ScalarType type, const DeviceLimits& device) {
-  if (type == ScalarType::BFloat16) return Product::kBfloat16;
-  if (type == ScalarType::Half) return Product::kHalf;
-  return allow_tf32 && device.capability >= 80 ? Product::kTf32 : Product::kExact;
+Arithmetic arithmetic_of(ScalarType type, const DeviceLimits& device) {
+  if (type == ScalarType::BFloat16) return Arithmetic::kBfloat16;
+  if (type == ScalarType::Half) return Arithmetic::kHalf;
+  return allow_tf32 && device.capability >= 80 ? Arithmetic::kTf32 : Arithmetic::kExact;
 }
 
 Choice find_plan(const Problem& problem, const DeviceLimits& device) {
@@ -68,7 +71,7 @@ Call::Call(const LayerInputs& in)
       type(in.input.scalar_type()),
       wide(wide_type(type)),
       limits(limits_of(place.device_index)),
-      product(product_of(type, limits)),
+      arithmetic(arithmetic_of(type, limits)),
       guard(place.device_index),
       stream(current_stream(place.device_index)),
       cell_(in.cell) {
@@ -78,13 +81,13 @@ Call::Call(const LayerInputs& in)
 }
 
 Plan Call::plan(const LayerInputs& in, bool backward) const {
-  const Choice choice = find_plan({product, backward, sizes.proj_size > 0, dense_shape(in)}, limits);
+  const Choice choice = find_plan({arithmetic, backward, sizes.proj_size > 0, dense_shape(in)}, limits);
   RNNFAST_REQUIRE(choice.found, "rnnfast: no CUDA kernel takes this layer; ", choice.why());
   return choice.plan;
 }
 
 std::optional<Tensor> Call::exchange(Tier tier, const Shape& shape, bool backward) const {
-  const int64_t bytes = resources_of(product, tier, shape, backward).exchange_bytes;
+  const int64_t bytes = resources_of(arithmetic, tier, shape, backward).exchange_bytes;
   if (bytes == 0) return std::nullopt;
   return cuda::empty(place, ScalarType::Float, {bytes / 4});  // tests fill it with NaN, which is no empty slot
 }
@@ -168,7 +171,7 @@ void Call::upload_lengths(const Tensor& lengths, Shape& shape) {
 }
 
 bool Call::rows_aligned(const void* data, int64_t size) const {
-  const int64_t bytes = size * element_size(product);
+  const int64_t bytes = size * element_size(arithmetic);
   return reinterpret_cast<uintptr_t>(data) % kPiece == 0 && bytes % kPiece == 0;
 }
 
@@ -176,7 +179,7 @@ AlignedWeight<void> Call::aligned(const Tensor& weight) {
   const int64_t rows = weight.size(0), k = weight.size(1);
   if (weight.stride(1) == 1 && rows_aligned(read(weight), weight.stride(0)) && rows_aligned(nullptr, k))
     return {read(weight), weight.stride(0)};
-  const int64_t stride = round_up(k, kPiece / element_size(product));
+  const int64_t stride = round_up(k, kPiece / element_size(arithmetic));
   const Tensor padded = new_tensor({rows, stride});
   if (stride != k) zero(padded);
   copy(view(padded, {rows, k}, {stride, 1}), weight);
@@ -185,7 +188,7 @@ AlignedWeight<void> Call::aligned(const Tensor& weight) {
 }
 
 AlignedWeight<void> Call::aligned_transpose(const Tensor& weight) {
-  const int64_t rows = weight.size(1), k = weight.size(0), stride = round_up(k, kPiece / element_size(product));
+  const int64_t rows = weight.size(1), k = weight.size(0), stride = round_up(k, kPiece / element_size(arithmetic));
   const Tensor padded = new_tensor({rows, stride});
   if (stride != k) zero(padded);
   copy(view(padded, {k, rows}, {1, stride}), weight);
@@ -210,7 +213,7 @@ void Call::ready_weights(const LayerInputs& in, Weights<void> (&weights)[kMaxDir
 const void* Call::bias_hn(const LayerInputs& in, int64_t direction) {
   if (in.cell != Cell::kGru || !sizes.has_biases) return nullptr;
   const void* const bias_hh = ready(in.weights[size_t(direction * sizes.weights_per_direction + 3)]);
-  return static_cast<const char*>(bias_hh) + 2 * sizes.hidden_size * element_size(product);
+  return static_cast<const char*>(bias_hh) + 2 * sizes.hidden_size * element_size(arithmetic);
 }
 
 }  // namespace rnnfast::cuda

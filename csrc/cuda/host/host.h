@@ -17,7 +17,7 @@ namespace rnnfast::cuda {
 
 // Whether float32 layers may multiply in TF32. Process-wide, as torch.backends.cudnn.rnn.fp32_precision is.
 void set_allow_tf32(bool allow);
-Product product_of(ScalarType type, const DeviceLimits& device);
+Arithmetic arithmetic_of(ScalarType type, const DeviceLimits& device);
 
 // The plan of a problem on the current device, whose limits are given. RNNFAST_TIER forces a tier.
 Choice find_plan(const Problem& problem, const DeviceLimits& device);
@@ -33,7 +33,7 @@ class Call {
   const Place place;
   const ScalarType type, wide;  // wide: of c and of carries
   const DeviceLimits limits;
-  const Product product;
+  const Arithmetic arithmetic;
   const DeviceGuard guard;
   const cudaStream_t stream;
 
@@ -75,16 +75,16 @@ class Call {
 
 // Calls `run` with the product as a template argument.
 template <class Run>
-auto with_product(Product product, Run&& run) {
-  switch (product) {
-    case Product::kBfloat16:
-      return run.template operator()<Product::kBfloat16>();
-    case Product::kHalf:
-      return run.template operator()<Product::kHalf>();
-    case Product::kTf32:
-      return run.template operator()<Product::kTf32>();
+auto with_arithmetic(Arithmetic arithmetic, Run&& run) {
+  switch (arithmetic) {
+    case Arithmetic::kBfloat16:
+      return run.template operator()<Arithmetic::kBfloat16>();
+    case Arithmetic::kHalf:
+      return run.template operator()<Arithmetic::kHalf>();
+    case Arithmetic::kTf32:
+      return run.template operator()<Arithmetic::kTf32>();
     default:
-      return run.template operator()<Product::kExact>();
+      return run.template operator()<Arithmetic::kExact>();
   }
 }
 

@@ -25,7 +25,7 @@ std::string plan_text(std::string cell, std::string dtype, int64_t hidden_size, 
   shape.output_size = int(proj_size > 0 ? proj_size : hidden_size);
   shape.batch = int(batch);
   shape.directions = int(directions);
-  const Choice choice = find_plan({product_of(type, limits), backward, proj_size > 0, shape}, limits);
+  const Choice choice = find_plan({arithmetic_of(type, limits), backward, proj_size > 0, shape}, limits);
   const std::string why = choice.why();
   if (!choice.found) return "refused: " + why;
   const Plan& plan = choice.plan;

@@ -22,7 +22,7 @@ enum class Tier { kCta, kCluster, kGroup, kStep };
 constexpr int kTiers = 4;
 constexpr const char* kTierNames[kTiers] = {"cta", "cluster", "group", "step"};
 
-constexpr int element_size(Product product) { return is_16_bit(product) ? 2 : 4; }
+constexpr int element_size(Arithmetic arithmetic) { return is_16_bit(arithmetic) ? 2 : 4; }
 
 struct DeviceLimits {
   int capability;        // 10 * major + minor
@@ -33,7 +33,7 @@ struct DeviceLimits {
 };
 
 struct Problem {
-  Product product;
+  Arithmetic arithmetic;
   bool backward;
   bool projected;
   Shape shape;
@@ -67,9 +67,9 @@ constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 // What no tier can do.
 inline const char* refuse_any(const Problem& problem, const DeviceLimits& device) {
   if (device.capability < 75) return "it needs compute capability 7.5 or newer";
-  if (problem.product == Product::kBfloat16 && device.capability < 80)
+  if (problem.arithmetic == Arithmetic::kBfloat16 && device.capability < 80)
     return "bfloat16 products need compute capability 8.0 or newer";
-  if (problem.product == Product::kTf32 && device.capability < 80)
+  if (problem.arithmetic == Arithmetic::kTf32 && device.capability < 80)
     return "TF32 products need compute capability 8.0 or newer";
   return nullptr;
 }
@@ -99,9 +99,9 @@ inline const char* refuse_kernel(Tier tier, const Resources& kernel, const Devic
 // busy and use the tensor cores no worse. Exact float32 products are plain FFMA there, several times slower than three
 // of TF32, so the others may take 4 times as many waves. All this is an estimate: no GPU has measured it
 // (docs/design/cuda.md, Waves).
-constexpr int64_t most_waves(Tier tier, Product product) {
+constexpr int64_t most_waves(Tier tier, Arithmetic arithmetic) {
   const int64_t most = tier == Tier::kCluster ? 8 : tier == Tier::kGroup ? 2 : INT32_MAX;
-  return product == Product::kExact ? 4 * most : most;
+  return arithmetic == Arithmetic::kExact ? 4 * most : most;
 }
 
 // Estimated with one CTA per SM.
@@ -186,7 +186,7 @@ Choice choose(const Problem& problem, const DeviceLimits& device, const char* fo
       if (reason) continue;
       const Resources kernel = kernels.resources(tier);
       reason = refuse_kernel(tier, kernel, device);
-      if (!reason && wanted.empty() && waves(problem, kernel, device) > most_waves(tier, problem.product))
+      if (!reason && wanted.empty() && waves(problem, kernel, device) > most_waves(tier, problem.arithmetic))
         reason = "so many rows take too many turns";
       if (!reason) reason = kernels.unfit(tier);
       if (reason) continue;

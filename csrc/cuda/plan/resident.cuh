@@ -10,24 +10,24 @@
 namespace rnnfast::cuda {
 
 // Asks the device nothing. exchange_bytes follow from the shape's steps and batch, all else from its other sizes.
-template <Product product>
+template <Arithmetic arithmetic>
 Resources resident_resources(Tier tier, const Shape& shape, bool backward) {
   const auto refused = [](const char* refusal) { return Resources{refusal, 0, 0, 0, 0}; };
   if (tier == Tier::kCta) {
-    if (const char* refusal = cta_refuses(product, shape)) return refused(refusal);
+    if (const char* refusal = cta_refuses(arithmetic, shape)) return refused(refusal);
     const CtaResources found =
-        backward ? cta_backward_resources<product>(shape) : cta_forward_resources<product>(shape);
+        backward ? cta_backward_resources<arithmetic>(shape) : cta_forward_resources<arithmetic>(shape);
     return {nullptr, 1, found.threads, found.shared_bytes, 0};
   }
   if (tier == Tier::kCluster) {
-    if (const char* refusal = cluster_refuses(product, shape)) return refused(refusal);
+    if (const char* refusal = cluster_refuses(arithmetic, shape)) return refused(refusal);
     const ClusterResources found =
-        backward ? cluster_backward_resources<product>(shape) : cluster_forward_resources<product>(shape);
+        backward ? cluster_backward_resources<arithmetic>(shape) : cluster_forward_resources<arithmetic>(shape);
     return {nullptr, found.ctas, found.threads, found.shared_bytes, 0};
   }
-  if (const char* refusal = group_refuses(product, shape)) return refused(refusal);
+  if (const char* refusal = group_refuses(arithmetic, shape)) return refused(refusal);
   const GroupResources found =
-      backward ? group_backward_resources<product>(shape) : group_forward_resources<product>(shape);
+      backward ? group_backward_resources<arithmetic>(shape) : group_forward_resources<arithmetic>(shape);
   return {nullptr, found.members, found.threads, found.shared_bytes, found.exchange_bytes};
 }
 

@@ -15,16 +15,16 @@ namespace rnnfast::cuda {
 
 // ---- tiers cta, cluster and group (resident.cu)
 
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 Resources resident_resources(Tier tier, const Shape& shape, bool backward);
 // Whether the current device can run all CTAs that wait for each other at once.
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 cudaError_t resident_fits(Tier tier, const Shape& shape, bool backward, bool* fits);
 // `exchange`: the resources' exchange_bytes for this layer, aligned to 16; null where they are 0. The gradients of the
 // states are written in any case.
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 cudaError_t run_resident_forward(Tier tier, const ForwardLayer<void>& layer, void* exchange, cudaStream_t stream);
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 cudaError_t run_resident_backward(Tier tier, const BackwardLayer<void>& layer, void* exchange, cudaStream_t stream);
 
 // ---- tier step (inst_step_*.cu)
@@ -55,9 +55,9 @@ struct StepBackward : BackwardLayer<Element> {
   bool aligned_projected;  // the same of grad_projected and P
 };
 
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 cudaError_t run_step_forward(const StepForward<void>& call, bool large, cudaStream_t stream);
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 cudaError_t run_step_backward(const StepBackward<void>& call, bool large, cudaStream_t stream);
 
 }  // namespace rnnfast::cuda

@@ -29,14 +29,14 @@
 
 namespace rnnfast::cuda {
 
-template <Product product, Cell cell, int kHidden, bool kProjected>
+template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
 struct ClusterBackward {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   using Maths = CellMath<ExactMath>;
-  static constexpr int kCtas = cluster_tile(product, cell, kHidden, kProjected).ctas;
-  static constexpr int kWarps = cluster_tile(product, cell, kHidden, kProjected).backward_warps;
+  static constexpr int kCtas = cluster_tile(arithmetic, cell, kHidden, kProjected).ctas;
+  static constexpr int kWarps = cluster_tile(arithmetic, cell, kHidden, kProjected).backward_warps;
   static constexpr int kThreads = kWarps * kLanes;
-  static constexpr int kStages = ring_stages(product);
+  static constexpr int kStages = ring_stages(arithmetic);
   static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
   static constexpr int kSavedPlanes = saved_planes(cell);
   static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
@@ -47,14 +47,14 @@ struct ClusterBackward {
   // Depth: plane after plane of kSlice.
   static constexpr int kChunk = kChunkBytes / int(sizeof(Element));
   static constexpr int kDepth = round_up(kGates * kSlice, kChunk);
-  using GateGrads = Operand<product, kDepth>;
+  using GateGrads = Operand<arithmetic, kDepth>;
   // A projection takes 16 registers, for addresses and sums.
-  using Recurrent = WeightTiles<product, kTiles, kDepth, kWarps, kWeightBudget - (kProjected ? 16 : 0)>;
-  using Stage = ColumnStage<product, kDepth>;
+  using Recurrent = WeightTiles<arithmetic, kTiles, kDepth, kWarps, kWeightBudget - (kProjected ? 16 : 0)>;
+  using Stage = ColumnStage<arithmetic, kDepth>;
   // W_hr: depth is the slice's outputs.
   static constexpr int kOutputDepth = round_up(kSlice, kChunk);
-  using ProjectedGrads = Operand<product, kOutputDepth>;
-  using Projection = WeightTiles<product, kTiles, kOutputDepth, kWarps, 0>;
+  using ProjectedGrads = Operand<arithmetic, kOutputDepth>;
+  using Projection = WeightTiles<arithmetic, kTiles, kOutputDepth, kWarps, 0>;
 
   // Parts of dh: [rank][pair of units][column][2] float.
   static constexpr int kPairBytes = kColumns * int(sizeof(float2));
@@ -107,10 +107,10 @@ struct ClusterBackward {
   }
 };
 
-template <Product product, Cell cell, int kHidden, bool kProjected>
-__global__ void __launch_bounds__(ClusterBackward<product, cell, kHidden, kProjected>::kThreads, 1)
-    cluster_backward(const __grid_constant__ BackwardLayer<ElementOf<product>> layer) {
-  using Plan = ClusterBackward<product, cell, kHidden, kProjected>;
+template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
+__global__ void __launch_bounds__(ClusterBackward<arithmetic, cell, kHidden, kProjected>::kThreads, 1)
+    cluster_backward(const __grid_constant__ BackwardLayer<ElementOf<arithmetic>> layer) {
+  using Plan = ClusterBackward<arithmetic, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using GateGrads = typename Plan::GateGrads;
   using ProjectedGrads = typename Plan::ProjectedGrads;

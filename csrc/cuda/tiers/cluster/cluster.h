@@ -2,7 +2,7 @@
 // a slice of the units. For hosts; torch-free.
 #pragma once
 
-#include "cuda/device/product.cuh"
+#include "cuda/device/arithmetic.cuh"
 
 namespace rnnfast::cuda {
 
@@ -14,31 +14,32 @@ struct ClusterTile {
   int backward_warps;  // of a CTA
 };
 
-constexpr int cluster_largest_hidden(Product product) { return is_16_bit(product) ? 512 : 256; }
+constexpr int cluster_largest_hidden(Arithmetic arithmetic) { return is_16_bit(arithmetic) ? 512 : 256; }
 
 // H is at most cluster_largest_hidden. Up to 128 words of weights per lane, in both passes, and as few CTAs as that
 // allows. (Backward of LSTM with H 384: 144, of which 16 lie in shared memory; 12 warps have too few registers.)
 // Projected: W_hr lies in shared memory, beside low parts of W_hh, so exact float takes twice the CTAs for H 256.
 // Slices are whole tiles of 16, which 192 in float has not; 192 in 16 bits is left out to compile less.
-constexpr ClusterTile cluster_tile(Product product, Cell cell, int hidden, bool projected = false) {
+constexpr ClusterTile cluster_tile(Arithmetic arithmetic, Cell cell, int hidden, bool projected = false) {
   const bool rnn = cell == Cell::kRnn;
-  if (is_16_bit(product)) {
+  if (is_16_bit(arithmetic)) {
     if (rnn) return hidden <= 384 ? ClusterTile{384, 16, 4, 8} : ClusterTile{512, 16, 4, 8};
     if (hidden <= 192 && !projected) return {192, 8, 4, 6};
     if (hidden <= 256) return {256, 8, 4, 8};
     return hidden <= 384 ? ClusterTile{384, 4, 8, 8} : ClusterTile{512, 4, 16, 8};
   }
   if (rnn) return hidden <= 192 ? ClusterTile{192, 16, 2, 6} : ClusterTile{256, 16, 2, 8};
-  if (hidden <= 128) return product == Product::kTf32 ? ClusterTile{128, 8, 2, 8} : ClusterTile{128, 4, 4, 8};
+  if (hidden <= 128) return arithmetic == Arithmetic::kTf32 ? ClusterTile{128, 8, 2, 8} : ClusterTile{128, 4, 4, 8};
   if (hidden <= 192 && !projected) return {192, 4, 8, 6};
-  return projected && product == Product::kExact ? ClusterTile{256, 4, 16, 8} : ClusterTile{256, 4, 8, 8};
+  return projected && arithmetic == Arithmetic::kExact ? ClusterTile{256, 4, 16, 8} : ClusterTile{256, 4, 8, 8};
 }
 
 // Why no kernel serves a shape; null: one does.
-inline const char* cluster_refuses(Product product, const Shape& shape) {
+inline const char* cluster_refuses(Arithmetic arithmetic, const Shape& shape) {
   if (is_projected(shape) && (shape.cell != Cell::kLstm || shape.output_size <= 0))
     return "only an LSTM has a projection, of at least one output";
-  return shape.hidden_size > cluster_largest_hidden(product) ? "weight_hh exceeds the registers of a cluster" : nullptr;
+  return shape.hidden_size > cluster_largest_hidden(arithmetic) ? "weight_hh exceeds the registers of a cluster"
+                                                                : nullptr;
 }
 
 // What a launch of a shape takes.
@@ -49,19 +50,19 @@ struct ClusterResources {
 };
 
 // Of a shape that is not refused. Grid: ceil(B / 8) * ctas x D.
-template <Product product>
+template <Arithmetic arithmetic>
 ClusterResources cluster_forward_resources(const Shape& shape);
-template <Product product>
+template <Arithmetic arithmetic>
 ClusterResources cluster_backward_resources(const Shape& shape);
 // Whether the current device can run a cluster of this shape's kernel at all: its CTAs wait for each other, so they all
 // run at once or none does.
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t cluster_forward_fits(const Shape& shape, bool* fits);
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t cluster_backward_fits(const Shape& shape, bool* fits);
-template <Product product>
-cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream);
-template <Product product>
-cudaError_t launch_cluster_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<arithmetic>>& layer, cudaStream_t stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_cluster_backward(const BackwardLayer<ElementOf<arithmetic>>& layer, cudaStream_t stream);
 
 }  // namespace rnnfast::cuda

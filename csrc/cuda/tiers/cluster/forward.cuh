@@ -69,14 +69,14 @@ struct CellTile {
   }
 };
 
-template <Product product, Cell cell, int kHidden, bool kProjected>
+template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
 struct ClusterForward {
-  static constexpr int kUnits = cluster_tile(product, cell, kHidden, kProjected).units;
-  static constexpr int kCtas = cluster_tile(product, cell, kHidden, kProjected).ctas;
-  using Element = ElementOf<product>;
+  static constexpr int kUnits = cluster_tile(arithmetic, cell, kHidden, kProjected).units;
+  static constexpr int kCtas = cluster_tile(arithmetic, cell, kHidden, kProjected).ctas;
+  using Element = ElementOf<arithmetic>;
   using Maths = CellMath<ForwardMath<Element>>;
   using Cells = CellTile<kUnits>;
-  static constexpr int kStages = ring_stages(product);
+  static constexpr int kStages = ring_stages(arithmetic);
   static constexpr int kGates = gate_count(cell);
   static constexpr int kTiles = (kGates + Cells::kGatesPerTile - 1) / Cells::kGatesPerTile;
   static constexpr int kSlice = kHidden / kCtas;  // units of a CTA
@@ -84,34 +84,38 @@ struct ClusterForward {
   static constexpr int kThreads = kWarps * kLanes;
   static_assert(kHidden % kCtas == 0 && kSlice % kUnits == 0 && kTiles * Cells::kGatesPerTile <= 4);
 
-  using State = Operand<product, kHidden>;
+  using State = Operand<arithmetic, kHidden>;
   using Gates = RowStream<Element, kGates, kUnits, kLanes>;  // a warp's own
   // Exact products need registers beside the weights: 32 for 4 cells per lane, 48 to reach 16 CTAs (ptxas of CUDA 13.0:
   // with 32 machine code of sm_100 spills).
-  static constexpr int kSpared = Arithmetic<product>::kParts == 1 ? 0 : kUnits == 16 ? 32 : kCtas == 16 ? 48 : 0;
-  using Recurrent = WeightTiles<product, kTiles, kHidden, kWarps, kWeightBudget - kSpared>;
+  static constexpr int kSpared = ArithmeticTraits<arithmetic>::kParts == 1 ? 0
+                                 : kUnits == 16                            ? 32
+                                 : kCtas == 16                             ? 48
+                                                                           : 0;
+  using Recurrent = WeightTiles<arithmetic, kTiles, kHidden, kWarps, kWeightBudget - kSpared>;
   // Weights pass through shared memory a part of the depth at a time: the whole would not fit beside what is kept
   // there.
   static constexpr int kPartChunks = Recurrent::kChunks % 4 ? 2 : 4;
   static constexpr int kPart = kPartChunks * kChunkBytes / int(sizeof(Element));
-  using Stage = RowStage<product, kPart>;
+  using Stage = RowStage<arithmetic, kPart>;
   static_assert(Recurrent::kChunks % kPartChunks == 0);
 
   // The warps that own 16 outputs share the depth of their product.
   static constexpr int kSharers = kTileRows / kUnits;
   static constexpr int kShare = kHidden / kSharers;
-  using Projection = WeightTiles<product, 1, kShare, kWarps, 0>;
+  using Projection = WeightTiles<arithmetic, 1, kShare, kWarps, 0>;
   using Shares = PartialSums<1, kSharers>;
   static_assert(!kProjected || (cell == Cell::kLstm && kWarps % kSharers == 0 && kShare <= kPart));
 
   // A warp's new h (projected: o tanh(c) as well) on its way: [part][column][unit], of which a lane sends pieces.
   static constexpr int kRunBytes = kUnits * int(sizeof(Element));
   using Piece = std::conditional_t<(kRunBytes < kPieceBytes), uint2, uint4>;
-  static constexpr int kPieces = Arithmetic<product>::kParts * kColumns * kRunBytes / int(sizeof(Piece));
+  static constexpr int kPieces = ArithmeticTraits<arithmetic>::kParts * kColumns * kRunBytes / int(sizeof(Piece));
   static constexpr int kOutgoingPartBytes = kColumns * kRunBytes;
-  static constexpr int kOutgoingBytes = Arithmetic<product>::kParts * kOutgoingPartBytes;
+  static constexpr int kOutgoingBytes = ArithmeticTraits<arithmetic>::kParts * kOutgoingPartBytes;
   static constexpr int kSends = (kPieces * kCtas + kLanes - 1) / kLanes;  // of a lane
-  static constexpr int kArrivingBytes = Arithmetic<product>::kParts * kColumns * kHidden * int(sizeof(Element));
+  static constexpr int kArrivingBytes =
+      ArithmeticTraits<arithmetic>::kParts * kColumns * kHidden * int(sizeof(Element));
 
   // Shared memory: mbarriers, weights that are kept there, then (in turn) the stages of weights, or operands and ring.
   static constexpr int kBarriers = 0;
@@ -153,7 +157,7 @@ struct ClusterForward {
   }
   // One element of what a warp sends, in all its parts.
   static RNNFAST_DEVICE void put(unsigned char* outgoing, int column, int unit, float value) {
-    using Numbers = Arithmetic<product>;
+    using Numbers = ArithmeticTraits<arithmetic>;
     unsigned char* const to = outgoing + column * kRunBytes + unit * int(sizeof(Element));
     if constexpr (sizeof(Element) == 2) {
       *reinterpret_cast<Element*>(to) = from_float<Element>(value);
@@ -171,10 +175,10 @@ struct ClusterForward {
   }
 };
 
-template <Product product, Cell cell, int kHidden, bool kProjected>
-__global__ void __launch_bounds__(ClusterForward<product, cell, kHidden, kProjected>::kThreads, 1)
-    cluster_forward(const __grid_constant__ ForwardLayer<ElementOf<product>> layer) {
-  using Plan = ClusterForward<product, cell, kHidden, kProjected>;
+template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
+__global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kProjected>::kThreads, 1)
+    cluster_forward(const __grid_constant__ ForwardLayer<ElementOf<arithmetic>> layer) {
+  using Plan = ClusterForward<arithmetic, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using State = typename Plan::State;
   using Cells = typename Plan::Cells;

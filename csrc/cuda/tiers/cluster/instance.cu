@@ -1,10 +1,10 @@
 // Tier cluster: the kernels of all cells and sizes, of one product and one pass. Compiled once for each pair, with
-// RNNFAST_PRODUCT and RNNFAST_BACKWARD defined by the command (kernel_build/sources.py).
+// RNNFAST_ARITHMETIC and RNNFAST_BACKWARD defined by the command (kernel_build/sources.py).
 #include "cuda/tiers/cluster/launch.cuh"
 
 namespace rnnfast::cuda {
 
-constexpr Product kInstance = Product::RNNFAST_PRODUCT;
+constexpr Arithmetic kInstance = Arithmetic::RNNFAST_ARITHMETIC;
 
 #if RNNFAST_BACKWARD
 template ClusterResources cluster_backward_resources<kInstance>(const Shape&);

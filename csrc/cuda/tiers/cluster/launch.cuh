@@ -7,13 +7,13 @@
 namespace rnnfast::cuda {
 
 // Calls use.template operator()<cell, kHidden, kProjected>() for the padded H that serves `hidden`.
-template <Product product, Cell cell, bool kProjected, class Use>
+template <Arithmetic arithmetic, Cell cell, bool kProjected, class Use>
 auto with_cluster_size(int hidden, Use use) {
-  constexpr int kLargest = cluster_largest_hidden(product);
+  constexpr int kLargest = cluster_largest_hidden(arithmetic);
   constexpr auto exists = [](int size) {
-    return size < kLargest && cluster_tile(product, cell, size, kProjected).hidden == size;
+    return size < kLargest && cluster_tile(arithmetic, cell, size, kProjected).hidden == size;
   };
-  const int padded = cluster_tile(product, cell, hidden, kProjected).hidden;
+  const int padded = cluster_tile(arithmetic, cell, hidden, kProjected).hidden;
   if constexpr (exists(128))
     if (padded == 128) return use.template operator()<cell, 128, kProjected>();
   if constexpr (exists(192))
@@ -25,13 +25,13 @@ auto with_cluster_size(int hidden, Use use) {
   return use.template operator()<cell, kLargest, kProjected>();
 }
 
-template <Product product, class Use>
+template <Arithmetic arithmetic, class Use>
 auto with_cluster_kernel(const Shape& shape, Use use) {
   const int H = shape.hidden_size;
-  if (shape.cell == Cell::kRnn) return with_cluster_size<product, Cell::kRnn, false>(H, use);
-  if (shape.cell == Cell::kGru) return with_cluster_size<product, Cell::kGru, false>(H, use);
-  return is_projected(shape) ? with_cluster_size<product, Cell::kLstm, true>(H, use)
-                             : with_cluster_size<product, Cell::kLstm, false>(H, use);
+  if (shape.cell == Cell::kRnn) return with_cluster_size<arithmetic, Cell::kRnn, false>(H, use);
+  if (shape.cell == Cell::kGru) return with_cluster_size<arithmetic, Cell::kGru, false>(H, use);
+  return is_projected(shape) ? with_cluster_size<arithmetic, Cell::kLstm, true>(H, use)
+                             : with_cluster_size<arithmetic, Cell::kLstm, false>(H, use);
 }
 
 inline dim3 cluster_grid(const Shape& shape, int ctas) {
@@ -47,59 +47,59 @@ cudaError_t cluster_fits(void (*kernel)(Layer), bool* fits) {
 }
 
 // Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
-template <Product product, class Plan, class Layer>
+template <Arithmetic arithmetic, class Plan, class Layer>
 cudaError_t launch_cluster(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
-  if (cluster_refuses(product, layer)) return cudaErrorInvalidConfiguration;
+  if (cluster_refuses(arithmetic, layer)) return cudaErrorInvalidConfiguration;
   if (layer.batch == 0) return cudaSuccess;
   return launch(kernel, cluster_grid(layer, Plan::kCtas), dim3(Plan::kThreads), Plan::kCtas, false, Plan::kSharedBytes,
                 stream, layer);
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 ClusterResources cluster_forward_resources(const Shape& shape) {
-  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = ClusterForward<product, cell, kHidden, kProjected>;
+  return with_cluster_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    using Plan = ClusterForward<arithmetic, cell, kHidden, kProjected>;
     return ClusterResources{Plan::kThreads, Plan::kSharedBytes, Plan::kCtas};
   });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 ClusterResources cluster_backward_resources(const Shape& shape) {
-  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = ClusterBackward<product, cell, kHidden, kProjected>;
+  return with_cluster_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    using Plan = ClusterBackward<arithmetic, cell, kHidden, kProjected>;
     return ClusterResources{Plan::kThreads, Plan::kSharedBytes, Plan::kCtas};
   });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t cluster_forward_fits(const Shape& shape, bool* fits) {
-  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    return cluster_fits<ClusterForward<product, cell, kHidden, kProjected>>(
-        cluster_forward<product, cell, kHidden, kProjected>, fits);
+  return with_cluster_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return cluster_fits<ClusterForward<arithmetic, cell, kHidden, kProjected>>(
+        cluster_forward<arithmetic, cell, kHidden, kProjected>, fits);
   });
 }
 
-template <Product product>
-cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
-  return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
-    return launch_cluster<product, ClusterForward<product, cell, kHidden, kProjected>>(
-        cluster_forward<product, cell, kHidden, kProjected>, layer, stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_cluster_forward(const ForwardLayer<ElementOf<arithmetic>>& layer, cudaStream_t stream) {
+  return with_cluster_kernel<arithmetic>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return launch_cluster<arithmetic, ClusterForward<arithmetic, cell, kHidden, kProjected>>(
+        cluster_forward<arithmetic, cell, kHidden, kProjected>, layer, stream);
   });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t cluster_backward_fits(const Shape& shape, bool* fits) {
-  return with_cluster_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    return cluster_fits<ClusterBackward<product, cell, kHidden, kProjected>>(
-        cluster_backward<product, cell, kHidden, kProjected>, fits);
+  return with_cluster_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return cluster_fits<ClusterBackward<arithmetic, cell, kHidden, kProjected>>(
+        cluster_backward<arithmetic, cell, kHidden, kProjected>, fits);
   });
 }
 
-template <Product product>
-cudaError_t launch_cluster_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
-  return with_cluster_kernel<product>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
-    return launch_cluster<product, ClusterBackward<product, cell, kHidden, kProjected>>(
-        cluster_backward<product, cell, kHidden, kProjected>, layer, stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_cluster_backward(const BackwardLayer<ElementOf<arithmetic>>& layer, cudaStream_t stream) {
+  return with_cluster_kernel<arithmetic>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return launch_cluster<arithmetic, ClusterBackward<arithmetic, cell, kHidden, kProjected>>(
+        cluster_backward<arithmetic, cell, kHidden, kProjected>, layer, stream);
   });
 }
 

@@ -25,11 +25,11 @@
 
 namespace rnnfast::cuda {
 
-template <Product product, Cell cell, int kHidden, bool kProjected>
+template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
 struct CtaBackward {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   using Maths = CellMath<ExactMath>;
-  static constexpr int kStages = ring_stages(product);
+  static constexpr int kStages = ring_stages(arithmetic);
   static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
   static constexpr int kSavedPlanes = saved_planes(cell);
   static constexpr int kGradPlanes = grad_planes(cell);  // planes in memory
@@ -38,14 +38,14 @@ struct CtaBackward {
   static constexpr int kThreads = kWarps * kLanes;
   static_assert(!kProjected || (cell == Cell::kLstm && kBlocks == 1));
 
-  using GateGrads = Operand<product, kGates * kHidden>;
+  using GateGrads = Operand<arithmetic, kGates * kHidden>;
   // What needs registers beside the weights: exact products (sums, high and low parts of gradients), a projection.
-  static constexpr int kExactRegisters = Arithmetic<product>::kParts == 2 && cell != Cell::kRnn ? 48 : 0;
+  static constexpr int kExactRegisters = ArithmeticTraits<arithmetic>::kParts == 2 && cell != Cell::kRnn ? 48 : 0;
   static constexpr int kBudget = kWeightBudget - max_of(kExactRegisters, kProjected ? 16 : 0);
-  using Recurrent = WeightTiles<product, kBlocks, kGates * kHidden, kWarps, kBudget>;
-  using ProjectedGrads = Operand<product, kHidden>;
-  using Projection = WeightTiles<product, 1, kHidden, kWarps, 0>;
-  using Stage = ColumnStage<product, kHidden>;
+  using Recurrent = WeightTiles<arithmetic, kBlocks, kGates * kHidden, kWarps, kBudget>;
+  using ProjectedGrads = Operand<arithmetic, kHidden>;
+  using Projection = WeightTiles<arithmetic, 1, kHidden, kWarps, 0>;
+  using Stage = ColumnStage<arithmetic, kHidden>;
   static constexpr int kPlaneChunks = kHidden * int(sizeof(Element)) / kChunkBytes;
 
   // What the cell's derivative needs: saved gates (not RNN), then LSTM c of the previous step, GRU h of the previous
@@ -69,10 +69,10 @@ struct CtaBackward {
   static constexpr int kSharedBytes = max_of(kEnd, kGateGrads + kWarps * Stage::kBytes);
 };
 
-template <Product product, Cell cell, int kHidden, bool kProjected>
-__global__ void __launch_bounds__(CtaBackward<product, cell, kHidden, kProjected>::kThreads, 1)
-    cta_backward(const __grid_constant__ BackwardLayer<ElementOf<product>> layer) {
-  using Plan = CtaBackward<product, cell, kHidden, kProjected>;
+template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
+__global__ void __launch_bounds__(CtaBackward<arithmetic, cell, kHidden, kProjected>::kThreads, 1)
+    cta_backward(const __grid_constant__ BackwardLayer<ElementOf<arithmetic>> layer) {
+  using Plan = CtaBackward<arithmetic, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using GateGrads = typename Plan::GateGrads;
   constexpr int kBlocks = Plan::kBlocks, kStages = Plan::kStages;

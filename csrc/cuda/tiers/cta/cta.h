@@ -1,7 +1,7 @@
 // Tier CTA: the whole recurrence of a batch tile (8 sequences) and one direction in one CTA. For hosts; torch-free.
 #pragma once
 
-#include "cuda/device/product.cuh"
+#include "cuda/device/arithmetic.cuh"
 
 namespace rnnfast::cuda {
 
@@ -12,19 +12,19 @@ struct CtaResources {
 };
 
 // Why no kernel serves a shape; null: one does.
-inline const char* cta_refuses(Product product, const Shape& shape) {
-  return shape.hidden_size > cta_largest_hidden(product, shape.cell) ? "weight_hh exceeds the registers of one CTA"
-                                                                     : nullptr;
+inline const char* cta_refuses(Arithmetic arithmetic, const Shape& shape) {
+  return shape.hidden_size > cta_largest_hidden(arithmetic, shape.cell) ? "weight_hh exceeds the registers of one CTA"
+                                                                        : nullptr;
 }
 
 // Of a shape that is not refused. Grid: ceil(B / 8) x D.
-template <Product product>
+template <Arithmetic arithmetic>
 CtaResources cta_forward_resources(const Shape& shape);
-template <Product product>
+template <Arithmetic arithmetic>
 CtaResources cta_backward_resources(const Shape& shape);
-template <Product product>
-cudaError_t launch_cta_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream);
-template <Product product>
-cudaError_t launch_cta_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_cta_forward(const ForwardLayer<ElementOf<arithmetic>>& layer, cudaStream_t stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_cta_backward(const BackwardLayer<ElementOf<arithmetic>>& layer, cudaStream_t stream);
 
 }  // namespace rnnfast::cuda

@@ -23,25 +23,25 @@
 
 namespace rnnfast::cuda {
 
-template <Product product, Cell cell, int kHidden, bool kProjected>
+template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
 struct CtaForward {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   using Maths = CellMath<ForwardMath<Element>>;
-  static constexpr int kStages = ring_stages(product);
+  static constexpr int kStages = ring_stages(arithmetic);
   static constexpr int kGates = gate_count(cell);
   static constexpr int kBlocks = kHidden > 128 ? 2 : 1;  // of 16 units per warp
   static constexpr int kWarps = kHidden / (kTileRows * kBlocks);
   static constexpr int kThreads = kWarps * kLanes;
   static_assert(!kProjected || (cell == Cell::kLstm && kBlocks == 1));
 
-  using State = Operand<product, kHidden>;
+  using State = Operand<arithmetic, kHidden>;
   using Gates = RowStream<Element, kGates, kHidden, kThreads>;
   // Exact products of 4 gates need 48 registers more beside the weights, for more sums.
-  static constexpr int kBudget = kWeightBudget - (Arithmetic<product>::kParts == 2 && kGates == 4 ? 48 : 0);
-  using Recurrent = WeightTiles<product, kGates * kBlocks, kHidden, kWarps, kBudget>;
+  static constexpr int kBudget = kWeightBudget - (ArithmeticTraits<arithmetic>::kParts == 2 && kGates == 4 ? 48 : 0);
+  using Recurrent = WeightTiles<arithmetic, kGates * kBlocks, kHidden, kWarps, kBudget>;
   static constexpr int kProjectionBudget = max_of(kBudget - Recurrent::kWords, 0);  // what W_hh leaves
-  using Projection = WeightTiles<product, 1, kHidden, kWarps, kProjectionBudget>;
-  using Stage = RowStage<product, kHidden>;
+  using Projection = WeightTiles<arithmetic, 1, kHidden, kWarps, kProjectionBudget>;
+  using Stage = RowStage<arithmetic, kHidden>;
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or operands and ring.
   static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
@@ -52,10 +52,10 @@ struct CtaForward {
   static constexpr int kSharedBytes = max_of(kEnd, kStates + kWarps * Stage::kBytes);
 };
 
-template <Product product, Cell cell, int kHidden, bool kProjected>
-__global__ void __launch_bounds__(CtaForward<product, cell, kHidden, kProjected>::kThreads, 1)
-    cta_forward(const __grid_constant__ ForwardLayer<ElementOf<product>> layer) {
-  using Plan = CtaForward<product, cell, kHidden, kProjected>;
+template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
+__global__ void __launch_bounds__(CtaForward<arithmetic, cell, kHidden, kProjected>::kThreads, 1)
+    cta_forward(const __grid_constant__ ForwardLayer<ElementOf<arithmetic>> layer) {
+  using Plan = CtaForward<arithmetic, cell, kHidden, kProjected>;
   using Element = typename Plan::Element;
   using State = typename Plan::State;
   constexpr int kGates = Plan::kGates, kBlocks = Plan::kBlocks, kStages = Plan::kStages;

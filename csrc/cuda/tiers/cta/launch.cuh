@@ -8,22 +8,22 @@ namespace rnnfast::cuda {
 
 // The padded H of the kernels that exist: multiples of 32 in 16 bits, where a step's products grow with H^2; fewer in
 // float, whose range is half. Each more costs half a second of compilation per architecture.
-constexpr int cta_padded_hidden(Product product, int hidden) {
+constexpr int cta_padded_hidden(Arithmetic arithmetic, int hidden) {
   if (hidden > 128) return 256;  // RNN only
-  if (!is_16_bit(product)) return hidden <= 32 ? 32 : hidden <= 64 ? 64 : 128;
+  if (!is_16_bit(arithmetic)) return hidden <= 32 ? 32 : hidden <= 64 ? 64 : 128;
   return round_up(hidden, 32);
 }
 
 // Calls use.template operator()<cell, kHidden, kProjected>() for the kernel that serves `shape`.
-template <Product product, class Use>
+template <Arithmetic arithmetic, class Use>
 auto with_cta_kernel(const Shape& shape, Use use) {
-  const int hidden = cta_padded_hidden(product, shape.hidden_size);
+  const int hidden = cta_padded_hidden(arithmetic, shape.hidden_size);
   const auto sizes = [&]<Cell cell, bool kProjected>() {
-    if constexpr (cta_largest_hidden(product, cell) >= 256)
+    if constexpr (cta_largest_hidden(arithmetic, cell) >= 256)
       if (hidden == 256) return use.template operator()<cell, 256, kProjected>();
-    if constexpr (cta_largest_hidden(product, cell) >= 128)
+    if constexpr (cta_largest_hidden(arithmetic, cell) >= 128)
       if (hidden == 128) return use.template operator()<cell, 128, kProjected>();
-    if constexpr (is_16_bit(product))
+    if constexpr (is_16_bit(arithmetic))
       if (hidden == 96) return use.template operator()<cell, 96, kProjected>();
     if (hidden == 64) return use.template operator()<cell, 64, kProjected>();
     return use.template operator()<cell, 32, kProjected>();
@@ -39,42 +39,42 @@ inline dim3 cta_grid(const Shape& shape) {
 }
 
 // Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
-template <Product product, class Plan, class Layer>
+template <Arithmetic arithmetic, class Plan, class Layer>
 cudaError_t launch_cta(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
-  if (cta_refuses(product, layer)) return cudaErrorInvalidConfiguration;
+  if (cta_refuses(arithmetic, layer)) return cudaErrorInvalidConfiguration;
   if (layer.batch == 0) return cudaSuccess;
   return launch(kernel, cta_grid(layer), dim3(Plan::kThreads), 1, false, Plan::kSharedBytes, stream, layer);
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 CtaResources cta_forward_resources(const Shape& shape) {
-  return with_cta_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = CtaForward<product, cell, kHidden, kProjected>;
+  return with_cta_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    using Plan = CtaForward<arithmetic, cell, kHidden, kProjected>;
     return CtaResources{Plan::kThreads, Plan::kSharedBytes};
   });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 CtaResources cta_backward_resources(const Shape& shape) {
-  return with_cta_kernel<product>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = CtaBackward<product, cell, kHidden, kProjected>;
+  return with_cta_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
+    using Plan = CtaBackward<arithmetic, cell, kHidden, kProjected>;
     return CtaResources{Plan::kThreads, Plan::kSharedBytes};
   });
 }
 
-template <Product product>
-cudaError_t launch_cta_forward(const ForwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
-  return with_cta_kernel<product>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
-    return launch_cta<product, CtaForward<product, cell, kHidden, kProjected>>(
-        cta_forward<product, cell, kHidden, kProjected>, layer, stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_cta_forward(const ForwardLayer<ElementOf<arithmetic>>& layer, cudaStream_t stream) {
+  return with_cta_kernel<arithmetic>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return launch_cta<arithmetic, CtaForward<arithmetic, cell, kHidden, kProjected>>(
+        cta_forward<arithmetic, cell, kHidden, kProjected>, layer, stream);
   });
 }
 
-template <Product product>
-cudaError_t launch_cta_backward(const BackwardLayer<ElementOf<product>>& layer, cudaStream_t stream) {
-  return with_cta_kernel<product>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
-    return launch_cta<product, CtaBackward<product, cell, kHidden, kProjected>>(
-        cta_backward<product, cell, kHidden, kProjected>, layer, stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_cta_backward(const BackwardLayer<ElementOf<arithmetic>>& layer, cudaStream_t stream) {
+  return with_cta_kernel<arithmetic>(layer, [&]<Cell cell, int kHidden, bool kProjected>() {
+    return launch_cta<arithmetic, CtaBackward<arithmetic, cell, kHidden, kProjected>>(
+        cta_backward<arithmetic, cell, kHidden, kProjected>, layer, stream);
   });
 }
 

@@ -29,9 +29,9 @@
 namespace rnnfast::cuda {
 
 // kProjection: the padded P; 0 where there is no projection.
-template <Product product, Cell cell, int kHidden, int kProjection, int kWarps>
+template <Arithmetic arithmetic, Cell cell, int kHidden, int kProjection, int kWarps>
 struct GroupBackward {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   using Maths = CellMath<ExactMath>;
   static constexpr bool kProjected = kProjection > 0;
   static constexpr int kGates = gate_count(cell);  // planes that multiply W_hh
@@ -46,23 +46,23 @@ struct GroupBackward {
   static constexpr int kDepth = kHidden / kWarps, kProjectionDepth = kLargestOutput / kWarps;
   static_assert(!kProjected || (cell == Cell::kLstm && kProjection <= kHidden));
 
-  using Slots = Exchange<product, kGates, kHidden, kWarps>;
-  using Projected = Exchange<product, 1, kLargestOutput, kWarps>;
+  using Slots = Exchange<arithmetic, kGates, kHidden, kWarps>;
+  using Projected = Exchange<arithmetic, 1, kLargestOutput, kWarps>;
   static constexpr int kStepBytes = Slots::kSlotBytes + (kProjected ? Projected::kSlotBytes : 0);
   // Exact products need more registers beside the weights, for more sums and the low parts of gate gradients. Weights
   // that exceed the budget anyway leave some for what they need on their way from shared memory; so does a projection.
   static constexpr int kWords = kTiles * kGates * kDepth * int(sizeof(Element)) / kChunkBytes * 8;  // of a lane
   static constexpr int kSharedReserve = kProjected ? 24 : kWords > kWeightBudget ? 16 : 0;
-  static constexpr int kReserve = Arithmetic<product>::kParts == 2 ? 48 : kSharedReserve;
-  using Recurrent = WeightTiles<product, kTiles, kGates * kDepth, kWarps, kWeightBudget - kReserve>;
+  static constexpr int kReserve = ArithmeticTraits<arithmetic>::kParts == 2 ? 48 : kSharedReserve;
+  using Recurrent = WeightTiles<arithmetic, kTiles, kGates * kDepth, kWarps, kWeightBudget - kReserve>;
   static constexpr int kProjectionBudget = max_of(kWeightBudget - kReserve - Recurrent::kWords, 0);
-  using Projection = WeightTiles<product, 1, kProjectionDepth, kWarps, kProjectionBudget>;
+  using Projection = WeightTiles<arithmetic, 1, kProjectionDepth, kWarps, kProjectionBudget>;
   using Sums = PartialSums<kTiles, kWarps>;
   using ProjectionSums = PartialSums<1, kWarps>;
   using Cells = CellPlaces<kUnits, kThreads>;
   // Two sets of weights in shared memory leave less for the stages: half of the depth at a time.
   static constexpr int kStageDepth = kProjected ? kDepth / 2 : kDepth;
-  using Stage = ColumnStage<product, kStageDepth>;
+  using Stage = ColumnStage<arithmetic, kStageDepth>;
   static constexpr int kStageChunks = kStageDepth * int(sizeof(Element)) / kChunkBytes;
   // What the cell's derivative needs beside gates: LSTM c and GRU h of the step before, RNN h of the step itself.
   using State = std::conditional_t<cell == Cell::kLstm, float, Element>;
@@ -76,11 +76,11 @@ struct GroupBackward {
   static constexpr int kSharedBytes = kSums + max_of(kSumsBytes, kStages);
 };
 
-template <Product product, Cell cell, int kHidden, int kProjection, int kWarps>
-__global__ void __launch_bounds__(GroupBackward<product, cell, kHidden, kProjection, kWarps>::kThreads, 1)
-    group_backward(const __grid_constant__ BackwardLayer<ElementOf<product>> layer, unsigned char* exchange,
+template <Arithmetic arithmetic, Cell cell, int kHidden, int kProjection, int kWarps>
+__global__ void __launch_bounds__(GroupBackward<arithmetic, cell, kHidden, kProjection, kWarps>::kThreads, 1)
+    group_backward(const __grid_constant__ BackwardLayer<ElementOf<arithmetic>> layer, unsigned char* exchange,
                    int first_group) {
-  using Plan = GroupBackward<product, cell, kHidden, kProjection, kWarps>;
+  using Plan = GroupBackward<arithmetic, cell, kHidden, kProjection, kWarps>;
   using Element = typename Plan::Element;
   using Cells = typename Plan::Cells;
   using Slots = typename Plan::Slots;

@@ -33,9 +33,9 @@ namespace rnnfast::cuda {
 constexpr int group_units(Cell cell) { return cell == Cell::kRnn ? 2 * kTileRows : kTileRows; }
 
 // kProjection: the padded P; 0 where there is no projection.
-template <Product product, Cell cell, int kHidden, int kProjection, int kWarps>
+template <Arithmetic arithmetic, Cell cell, int kHidden, int kProjection, int kWarps>
 struct GroupForward {
-  using Element = ElementOf<product>;
+  using Element = ElementOf<arithmetic>;
   using Maths = CellMath<ForwardMath<Element>>;
   static constexpr bool kProjected = kProjection > 0;
   static constexpr int kGates = gate_count(cell);
@@ -48,21 +48,23 @@ struct GroupForward {
   static constexpr int kDepth = kLargestOutput / kWarps, kProjectionDepth = kHidden / kWarps;
   static_assert(!kProjected || (cell == Cell::kLstm && kProjection <= kHidden));
 
-  using Slots = Exchange<product, 1, kLargestOutput, kWarps>;
-  using Unprojected = Exchange<product, 1, kHidden, kWarps>;
+  using Slots = Exchange<arithmetic, 1, kLargestOutput, kWarps>;
+  using Unprojected = Exchange<arithmetic, 1, kHidden, kWarps>;
   static constexpr int kStepBytes = Slots::kSlotBytes + (kProjected ? Unprojected::kSlotBytes : 0);
   // Exact products need more registers beside the weights, for more sums and the low parts of h. A projection needs
   // some, and more where weights of both kinds exceed the budget and come from shared memory.
   static constexpr int kWords = (kTiles * kDepth + kProjectionDepth) * int(sizeof(Element)) / kChunkBytes * 8;
   static constexpr int kProjectionReserve = !kProjected ? 0 : kWords > kWeightBudget ? 32 : 16;
-  static constexpr int kReserve = Arithmetic<product>::kParts == 1 ? kProjectionReserve : kGates == 4 ? 48 : 32;
+  static constexpr int kReserve = ArithmeticTraits<arithmetic>::kParts == 1 ? kProjectionReserve
+                                  : kGates == 4                             ? 48
+                                                                            : 32;
   static constexpr int kBudget = kWeightBudget - kReserve;
-  using Recurrent = WeightTiles<product, kTiles, kDepth, kWarps, kBudget>;
-  using Projection = WeightTiles<product, 1, kProjectionDepth, kWarps, max_of(kBudget - Recurrent::kWords, 0)>;
+  using Recurrent = WeightTiles<arithmetic, kTiles, kDepth, kWarps, kBudget>;
+  using Projection = WeightTiles<arithmetic, 1, kProjectionDepth, kWarps, max_of(kBudget - Recurrent::kWords, 0)>;
   using Sums = PartialSums<kTiles, kWarps>;
   using ProjectionSums = PartialSums<1, kWarps>;
   using Cells = CellPlaces<kUnits, kThreads>;
-  using Stage = RowStage<product, kDepth>;
+  using Stage = RowStage<arithmetic, kDepth>;
 
   // Shared memory: weights that are kept there, then (in turn) the stages of weights, or partial sums.
   static constexpr int kProjectionWeights = Recurrent::kSharedBytes;
@@ -73,11 +75,11 @@ struct GroupForward {
   static constexpr int kSharedBytes = kSums + max_of(kSumsBytes, kStages);
 };
 
-template <Product product, Cell cell, int kHidden, int kProjection, int kWarps>
-__global__ void __launch_bounds__(GroupForward<product, cell, kHidden, kProjection, kWarps>::kThreads, 1)
-    group_forward(const __grid_constant__ ForwardLayer<ElementOf<product>> layer, unsigned char* exchange,
+template <Arithmetic arithmetic, Cell cell, int kHidden, int kProjection, int kWarps>
+__global__ void __launch_bounds__(GroupForward<arithmetic, cell, kHidden, kProjection, kWarps>::kThreads, 1)
+    group_forward(const __grid_constant__ ForwardLayer<ElementOf<arithmetic>> layer, unsigned char* exchange,
                   int first_group) {
-  using Plan = GroupForward<product, cell, kHidden, kProjection, kWarps>;
+  using Plan = GroupForward<arithmetic, cell, kHidden, kProjection, kWarps>;
   using Element = typename Plan::Element;
   using Cells = typename Plan::Cells;
   using Slots = typename Plan::Slots;

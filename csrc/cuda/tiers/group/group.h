@@ -3,7 +3,7 @@
 // hosts; torch-free.
 #pragma once
 
-#include "cuda/device/product.cuh"
+#include "cuda/device/arithmetic.cuh"
 
 namespace rnnfast::cuda {
 
@@ -16,38 +16,39 @@ struct GroupResources {
 };
 
 // The largest H: weights of 16 units (RNN 32) fill up to 128 registers of each of 8 warps, and as much shared memory.
-constexpr int group_largest_hidden(Product product) {
-  return is_16_bit(product) ? 2048 : product == Product::kTf32 ? 1024 : 512;
+constexpr int group_largest_hidden(Arithmetic arithmetic) {
+  return is_16_bit(arithmetic) ? 2048 : arithmetic == Arithmetic::kTf32 ? 1024 : 512;
 }
 
 // The largest P of a projection, which takes its part of the same registers and shared memory: backward of the largest
 // H and P takes 220 KiB (exact 226) of the 227 that a CTA of sm_90 can have.
-constexpr int group_largest_projection(Product product) { return group_largest_hidden(product) / 2; }
+constexpr int group_largest_projection(Arithmetic arithmetic) { return group_largest_hidden(arithmetic) / 2; }
 
 // Why no kernel serves a shape; null: one does.
-inline const char* group_refuses(Product product, const Shape& shape) {
-  if (shape.hidden_size > group_largest_hidden(product)) return "weight_hh exceeds what a group can hold";
+inline const char* group_refuses(Arithmetic arithmetic, const Shape& shape) {
+  if (shape.hidden_size > group_largest_hidden(arithmetic)) return "weight_hh exceeds what a group can hold";
   if (!is_projected(shape)) return nullptr;
   if (shape.cell != Cell::kLstm || shape.output_size <= 0)
     return "only an LSTM has a projection, of at least one output";
-  return shape.output_size > group_largest_projection(product) ? "weight_hr exceeds what a group can hold" : nullptr;
+  return shape.output_size > group_largest_projection(arithmetic) ? "weight_hr exceeds what a group can hold" : nullptr;
 }
 
 // `exchange`: exchange_bytes, aligned to 16; what lies there does not matter. Launches as many groups at once as the
 // current device holds, the others after them. Returns an error, with nothing launched: cudaErrorInvalidConfiguration
 // where the shape is refused, cudaErrorCooperativeLaunchTooLarge where not even one group fits the device.
-template <Product product>
+template <Arithmetic arithmetic>
 GroupResources group_forward_resources(const Shape& shape);
-template <Product product>
+template <Arithmetic arithmetic>
 GroupResources group_backward_resources(const Shape& shape);
 // Whether the current device can run a group of this shape's kernel: its CTAs wait for each other.
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t group_forward_fits(const Shape& shape, bool* fits);
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t group_backward_fits(const Shape& shape, bool* fits);
-template <Product product>
-cudaError_t launch_group_forward(const ForwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream);
-template <Product product>
-cudaError_t launch_group_backward(const BackwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_group_forward(const ForwardLayer<ElementOf<arithmetic>>& layer, void* exchange, cudaStream_t stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_group_backward(const BackwardLayer<ElementOf<arithmetic>>& layer, void* exchange,
+                                  cudaStream_t stream);
 
 }  // namespace rnnfast::cuda

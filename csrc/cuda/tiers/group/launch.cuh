@@ -15,10 +15,10 @@ constexpr int group_padded_hidden(int hidden) {
 // Calls use.template operator()<cell, kHidden, kProjection>() for the kernel that serves `shape`, a layer with a
 // projection. Forward's weights in a CTA grow with 4 P + H, backward's with 4 H + P: sizes follow the larger part, and
 // are few, for each costs 0.6 s (backward 0.9 s) of compilation per architecture.
-template <Product product, bool kBackward, class Use>
+template <Arithmetic arithmetic, bool kBackward, class Use>
 auto with_projected_group_kernel(const Shape& shape, Use use) {
-  constexpr int kLargest = group_largest_hidden(product), kHalf = kLargest / 2, kQuarter = kLargest / 4;
-  static_assert(group_largest_projection(product) == kHalf);
+  constexpr int kLargest = group_largest_hidden(arithmetic), kHalf = kLargest / 2, kQuarter = kLargest / 4;
+  static_assert(group_largest_projection(arithmetic) == kHalf);
   if constexpr (kBackward) {
     if (shape.hidden_size <= kHalf) return use.template operator()<Cell::kLstm, kHalf, kHalf>();
   } else if (shape.output_size <= kQuarter) {
@@ -29,15 +29,15 @@ auto with_projected_group_kernel(const Shape& shape, Use use) {
 }
 
 // The same for every layer; kProjection is 0 where there is no projection.
-template <Product product, bool kBackward, class Use>
+template <Arithmetic arithmetic, bool kBackward, class Use>
 auto with_group_kernel(const Shape& shape, Use use) {
   const int hidden = group_padded_hidden(shape.hidden_size);
   const auto sizes = [&]<Cell cell>() {
-    if constexpr (group_largest_hidden(product) >= 2048) {
+    if constexpr (group_largest_hidden(arithmetic) >= 2048) {
       if (hidden == 2048) return use.template operator()<cell, 2048, 0>();
       if (hidden == 1536) return use.template operator()<cell, 1536, 0>();
     }
-    if constexpr (group_largest_hidden(product) >= 1024) {
+    if constexpr (group_largest_hidden(arithmetic) >= 1024) {
       if (hidden == 1024) return use.template operator()<cell, 1024, 0>();
       if (hidden == 768) return use.template operator()<cell, 768, 0>();
     }
@@ -46,7 +46,7 @@ auto with_group_kernel(const Shape& shape, Use use) {
   };
   if (shape.cell == Cell::kRnn) return sizes.template operator()<Cell::kRnn>();
   if (shape.cell == Cell::kGru) return sizes.template operator()<Cell::kGru>();
-  if (is_projected(shape)) return with_projected_group_kernel<product, kBackward>(shape, use);
+  if (is_projected(shape)) return with_projected_group_kernel<arithmetic, kBackward>(shape, use);
   return sizes.template operator()<Cell::kLstm>();
 }
 
@@ -107,49 +107,51 @@ cudaError_t launch_groups(void (*kernel)(Layer, unsigned char*, int), const std:
   return error;
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 GroupResources group_forward_resources(const Shape& shape) {
-  return with_group_kernel<product, false>(shape, [&]<Cell cell, int kHidden, int kProjection>() {
-    return group_resources<GroupForward<product, cell, kHidden, kProjection, kGroupWarps>>(shape);
+  return with_group_kernel<arithmetic, false>(shape, [&]<Cell cell, int kHidden, int kProjection>() {
+    return group_resources<GroupForward<arithmetic, cell, kHidden, kProjection, kGroupWarps>>(shape);
   });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 GroupResources group_backward_resources(const Shape& shape) {
-  return with_group_kernel<product, true>(shape, [&]<Cell cell, int kHidden, int kProjection>() {
-    return group_resources<GroupBackward<product, cell, kHidden, kProjection, kGroupWarps>>(shape);
+  return with_group_kernel<arithmetic, true>(shape, [&]<Cell cell, int kHidden, int kProjection>() {
+    return group_resources<GroupBackward<arithmetic, cell, kHidden, kProjection, kGroupWarps>>(shape);
   });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t group_forward_fits(const Shape& shape, bool* fits) {
-  return with_group_kernel<product, false>(shape, [&]<Cell cell, int kHidden, int kProjection>() {
-    return group_fits<GroupForward<product, cell, kHidden, kProjection, kGroupWarps>>(
-        group_forward<product, cell, kHidden, kProjection, kGroupWarps>, shape, fits);
+  return with_group_kernel<arithmetic, false>(shape, [&]<Cell cell, int kHidden, int kProjection>() {
+    return group_fits<GroupForward<arithmetic, cell, kHidden, kProjection, kGroupWarps>>(
+        group_forward<arithmetic, cell, kHidden, kProjection, kGroupWarps>, shape, fits);
   });
 }
 
-template <Product product>
+template <Arithmetic arithmetic>
 cudaError_t group_backward_fits(const Shape& shape, bool* fits) {
-  return with_group_kernel<product, true>(shape, [&]<Cell cell, int kHidden, int kProjection>() {
-    return group_fits<GroupBackward<product, cell, kHidden, kProjection, kGroupWarps>>(
-        group_backward<product, cell, kHidden, kProjection, kGroupWarps>, shape, fits);
+  return with_group_kernel<arithmetic, true>(shape, [&]<Cell cell, int kHidden, int kProjection>() {
+    return group_fits<GroupBackward<arithmetic, cell, kHidden, kProjection, kGroupWarps>>(
+        group_backward<arithmetic, cell, kHidden, kProjection, kGroupWarps>, shape, fits);
   });
 }
 
-template <Product product>
-cudaError_t launch_group_forward(const ForwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream) {
-  return with_group_kernel<product, false>(layer, [&]<Cell cell, int kHidden, int kProjection>() {
-    return launch_groups<GroupForward<product, cell, kHidden, kProjection, kGroupWarps>>(
-        group_forward<product, cell, kHidden, kProjection, kGroupWarps>, layer, exchange, stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_group_forward(const ForwardLayer<ElementOf<arithmetic>>& layer, void* exchange,
+                                 cudaStream_t stream) {
+  return with_group_kernel<arithmetic, false>(layer, [&]<Cell cell, int kHidden, int kProjection>() {
+    return launch_groups<GroupForward<arithmetic, cell, kHidden, kProjection, kGroupWarps>>(
+        group_forward<arithmetic, cell, kHidden, kProjection, kGroupWarps>, layer, exchange, stream);
   });
 }
 
-template <Product product>
-cudaError_t launch_group_backward(const BackwardLayer<ElementOf<product>>& layer, void* exchange, cudaStream_t stream) {
-  return with_group_kernel<product, true>(layer, [&]<Cell cell, int kHidden, int kProjection>() {
-    return launch_groups<GroupBackward<product, cell, kHidden, kProjection, kGroupWarps>>(
-        group_backward<product, cell, kHidden, kProjection, kGroupWarps>, layer, exchange, stream);
+template <Arithmetic arithmetic>
+cudaError_t launch_group_backward(const BackwardLayer<ElementOf<arithmetic>>& layer, void* exchange,
+                                  cudaStream_t stream) {
+  return with_group_kernel<arithmetic, true>(layer, [&]<Cell cell, int kHidden, int kProjection>() {
+    return launch_groups<GroupBackward<arithmetic, cell, kHidden, kProjection, kGroupWarps>>(
+        group_backward<arithmetic, cell, kHidden, kProjection, kGroupWarps>, layer, exchange, stream);
   });
 }
 

@@ -31,10 +31,10 @@ RNNFAST_DEVICE const Element* following_grads(const StepBackward<Element>& call,
   return recurrent_grads(call, d, first_row(call, d ? t - 1 : t + 1) + b);
 }
 
-template <Product kProduct, Cell kCell, bool kLarge>
+template <Arithmetic kArithmetic, Cell kCell, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_backward(const __grid_constant__ StepBackward<ElementOf<kProduct>> call, int step) {
-  using Tile = StepTile<kProduct, 1, kLarge>;
+    step_backward(const __grid_constant__ StepBackward<ElementOf<kArithmetic>> call, int step) {
+  using Tile = StepTile<kArithmetic, 1, kLarge>;
   using Element = typename Tile::Element;
   using Maths = CellMath<ExactMath>;
   constexpr int kPlanes = grad_planes(kCell);
@@ -108,10 +108,10 @@ __global__ void __launch_bounds__(kStepThreads)
 }
 
 // step >= 0: grad_projected of that step. step = -1: grad_hx. Tiles are of P in place of H.
-template <Product kProduct, bool kLarge>
+template <Arithmetic kArithmetic, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_grad_state(const __grid_constant__ StepBackward<ElementOf<kProduct>> call, int step) {
-  using Tile = StepTile<kProduct, 1, kLarge>;
+    step_grad_state(const __grid_constant__ StepBackward<ElementOf<kArithmetic>> call, int step) {
+  using Tile = StepTile<kArithmetic, 1, kLarge>;
   using Element = typename Tile::Element;
   unsigned char* const shared = shared_memory();
   const int d = int(blockIdx.z), t = d ? call.steps - 1 - step : step;
@@ -154,34 +154,34 @@ __global__ void __launch_bounds__(kStepThreads)
 }
 
 // All steps of a layer on `stream`. The first error ends it.
-template <Product kProduct, Cell kCell, bool kLarge>
-cudaError_t launch_step_backward_tile(const StepBackward<ElementOf<kProduct>>& call, cudaStream_t stream) {
-  using Tile = StepTile<kProduct, 1, kLarge>;
+template <Arithmetic kArithmetic, Cell kCell, bool kLarge>
+cudaError_t launch_step_backward_tile(const StepBackward<ElementOf<kArithmetic>>& call, cudaStream_t stream) {
+  using Tile = StepTile<kArithmetic, 1, kLarge>;
   const auto grad_state = [&](int step) {
-    return launch_tiles<Tile>(step_grad_state<kProduct, kLarge>, call.output_size, call, step, stream);
+    return launch_tiles<Tile>(step_grad_state<kArithmetic, kLarge>, call.output_size, call, step, stream);
   };
   for (int step = call.steps - 1; step >= 0; --step) {
     cudaError_t error = call.grad_projected ? grad_state(step) : cudaSuccess;
     if (error != cudaSuccess) return error;
-    error = launch_tiles<Tile>(step_backward<kProduct, kCell, kLarge>, call.hidden_size, call, step, stream);
+    error = launch_tiles<Tile>(step_backward<kArithmetic, kCell, kLarge>, call.hidden_size, call, step, stream);
     if (error != cudaSuccess) return error;
   }
   return call.grad_hx ? grad_state(-1) : cudaSuccess;
 }
 
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 cudaError_t run_step_backward(const StepBackward<void>& layer, bool large, cudaStream_t stream) {
-  const auto call = std::bit_cast<StepBackward<ElementOf<kProduct>>>(layer);
+  const auto call = std::bit_cast<StepBackward<ElementOf<kArithmetic>>>(layer);
   switch (call.cell) {
     case Cell::kRnn:
-      return large ? launch_step_backward_tile<kProduct, Cell::kRnn, true>(call, stream)
-                   : launch_step_backward_tile<kProduct, Cell::kRnn, false>(call, stream);
+      return large ? launch_step_backward_tile<kArithmetic, Cell::kRnn, true>(call, stream)
+                   : launch_step_backward_tile<kArithmetic, Cell::kRnn, false>(call, stream);
     case Cell::kGru:
-      return large ? launch_step_backward_tile<kProduct, Cell::kGru, true>(call, stream)
-                   : launch_step_backward_tile<kProduct, Cell::kGru, false>(call, stream);
+      return large ? launch_step_backward_tile<kArithmetic, Cell::kGru, true>(call, stream)
+                   : launch_step_backward_tile<kArithmetic, Cell::kGru, false>(call, stream);
     case Cell::kLstm:
-      return large ? launch_step_backward_tile<kProduct, Cell::kLstm, true>(call, stream)
-                   : launch_step_backward_tile<kProduct, Cell::kLstm, false>(call, stream);
+      return large ? launch_step_backward_tile<kArithmetic, Cell::kLstm, true>(call, stream)
+                   : launch_step_backward_tile<kArithmetic, Cell::kLstm, false>(call, stream);
   }
   return cudaErrorInvalidConfiguration;
 }

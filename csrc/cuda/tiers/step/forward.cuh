@@ -25,10 +25,10 @@ RNNFAST_DEVICE bool nothing_to_do(const Shape& shape, int t, int first_b) {
   return shape.offsets && t >= shape.lengths[first_b];  // packed: lengths fall
 }
 
-template <Product kProduct, Cell kCell, bool kLarge>
+template <Arithmetic kArithmetic, Cell kCell, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_forward(const __grid_constant__ StepForward<ElementOf<kProduct>> call, int step) {
-  using Tile = StepTile<kProduct, gate_count(kCell), kLarge>;
+    step_forward(const __grid_constant__ StepForward<ElementOf<kArithmetic>> call, int step) {
+  using Tile = StepTile<kArithmetic, gate_count(kCell), kLarge>;
   using Element = typename Tile::Element;
   using Maths = CellMath<ForwardMath<Element>>;
   constexpr int kGates = gate_count(kCell);
@@ -142,10 +142,10 @@ __global__ void __launch_bounds__(kStepThreads)
 }
 
 // h = W_hr (o tanh(c)); tiles are of P in place of H.
-template <Product kProduct, bool kLarge>
+template <Arithmetic kArithmetic, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
-    step_project(const __grid_constant__ StepForward<ElementOf<kProduct>> call, int step) {
-  using Tile = StepTile<kProduct, 1, kLarge>;
+    step_project(const __grid_constant__ StepForward<ElementOf<kArithmetic>> call, int step) {
+  using Tile = StepTile<kArithmetic, 1, kLarge>;
   using Element = typename Tile::Element;
   unsigned char* const shared = shared_memory();
   const int d = int(blockIdx.z), t = d ? call.steps - 1 - step : step;
@@ -186,35 +186,36 @@ cudaError_t launch_tiles(void (*kernel)(Call, int), int64_t units, const Call& c
   return launch(kernel, grid, dim3(kStepThreads), 1, false, Tile::kSharedBytes, stream, call, step);
 }
 
-template <Product kProduct, Cell kCell, bool kLarge>
-cudaError_t launch_step_forward_tile(const StepForward<ElementOf<kProduct>>& call, cudaStream_t stream) {
-  using Tile = StepTile<kProduct, gate_count(kCell), kLarge>;
-  using ProjectTile = StepTile<kProduct, 1, kLarge>;
+template <Arithmetic kArithmetic, Cell kCell, bool kLarge>
+cudaError_t launch_step_forward_tile(const StepForward<ElementOf<kArithmetic>>& call, cudaStream_t stream) {
+  using Tile = StepTile<kArithmetic, gate_count(kCell), kLarge>;
+  using ProjectTile = StepTile<kArithmetic, 1, kLarge>;
   for (int step = 0; step < call.steps; ++step) {
-    cudaError_t error = launch_tiles<Tile>(step_forward<kProduct, kCell, kLarge>, call.hidden_size, call, step, stream);
+    cudaError_t error =
+        launch_tiles<Tile>(step_forward<kArithmetic, kCell, kLarge>, call.hidden_size, call, step, stream);
     if (error != cudaSuccess) return error;
     if constexpr (kCell == Cell::kLstm) {
       if (!call.cells) continue;
-      error = launch_tiles<ProjectTile>(step_project<kProduct, kLarge>, call.output_size, call, step, stream);
+      error = launch_tiles<ProjectTile>(step_project<kArithmetic, kLarge>, call.output_size, call, step, stream);
       if (error != cudaSuccess) return error;
     }
   }
   return cudaSuccess;
 }
 
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 cudaError_t run_step_forward(const StepForward<void>& layer, bool large, cudaStream_t stream) {
-  const auto call = std::bit_cast<StepForward<ElementOf<kProduct>>>(layer);
+  const auto call = std::bit_cast<StepForward<ElementOf<kArithmetic>>>(layer);
   switch (call.cell) {
     case Cell::kRnn:
-      return large ? launch_step_forward_tile<kProduct, Cell::kRnn, true>(call, stream)
-                   : launch_step_forward_tile<kProduct, Cell::kRnn, false>(call, stream);
+      return large ? launch_step_forward_tile<kArithmetic, Cell::kRnn, true>(call, stream)
+                   : launch_step_forward_tile<kArithmetic, Cell::kRnn, false>(call, stream);
     case Cell::kGru:
-      return large ? launch_step_forward_tile<kProduct, Cell::kGru, true>(call, stream)
-                   : launch_step_forward_tile<kProduct, Cell::kGru, false>(call, stream);
+      return large ? launch_step_forward_tile<kArithmetic, Cell::kGru, true>(call, stream)
+                   : launch_step_forward_tile<kArithmetic, Cell::kGru, false>(call, stream);
     case Cell::kLstm:
-      return large ? launch_step_forward_tile<kProduct, Cell::kLstm, true>(call, stream)
-                   : launch_step_forward_tile<kProduct, Cell::kLstm, false>(call, stream);
+      return large ? launch_step_forward_tile<kArithmetic, Cell::kLstm, true>(call, stream)
+                   : launch_step_forward_tile<kArithmetic, Cell::kLstm, false>(call, stream);
   }
   return cudaErrorInvalidConfiguration;
 }

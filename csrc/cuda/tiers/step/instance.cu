@@ -1,10 +1,10 @@
 // Tier step: the kernels of all cells and tiles, of one product. Compiled once for each: the compiler's command defines
-// RNNFAST_PRODUCT (kernel_build/sources.py).
+// RNNFAST_ARITHMETIC (kernel_build/sources.py).
 #include "cuda/tiers/step/backward.cuh"
 
 namespace rnnfast::cuda {
 
-constexpr Product kInstance = Product::RNNFAST_PRODUCT;
+constexpr Arithmetic kInstance = Arithmetic::RNNFAST_ARITHMETIC;
 
 template cudaError_t run_step_forward<kInstance>(const StepForward<void>&, bool, cudaStream_t);
 template cudaError_t run_step_backward<kInstance>(const StepBackward<void>&, bool, cudaStream_t);

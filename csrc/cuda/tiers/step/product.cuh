@@ -20,7 +20,7 @@
 // is copied element by element.
 #pragma once
 
-#include "cuda/device/product.cuh"
+#include "cuda/device/arithmetic.cuh"
 #include "cuda/plan/plan.h"
 
 namespace rnnfast::cuda {
@@ -28,10 +28,10 @@ namespace rnnfast::cuda {
 constexpr int kStepThreads = 32 * kStepWarps;
 constexpr int kPieceBytes = 16;
 
-template <Product kProduct_, int kPlanes_, bool kLarge>
+template <Arithmetic kArithmetic_, int kPlanes_, bool kLarge>
 struct StepTile {
-  static constexpr Product kProduct = kProduct_;
-  using Element = ElementOf<kProduct>;
+  static constexpr Arithmetic kArithmetic = kArithmetic_;
+  using Element = ElementOf<kArithmetic>;
   static constexpr int kPlanes = kPlanes_;
   static constexpr StepTileSize kSize = step_tile(kPlanes, kLarge);
   static constexpr int kUnits = kSize.units, kBatch = kSize.batch, kSplit = kSize.split, kSlabs = kSize.slabs;
@@ -57,9 +57,9 @@ struct WeightRows {
 };
 
 // 16 bytes of a slab as operand words: 16-bit elements as they are, floats rounded.
-template <Product kProduct>
+template <Arithmetic kArithmetic>
 RNNFAST_DEVICE uint4 operand(uint4 words) {
-  if constexpr (kProduct == Product::kTf32) {
+  if constexpr (kArithmetic == Arithmetic::kTf32) {
     words.x = to_tf32(__uint_as_float(words.x));
     words.y = to_tf32(__uint_as_float(words.y));
     words.z = to_tf32(__uint_as_float(words.z));
@@ -139,7 +139,7 @@ RNNFAST_DEVICE void step_product(unsigned char* shared, const WeightRows<typenam
   const auto multiply_slab = [&](const unsigned char* slab) {
     const unsigned char* const a = slab + warp_rows * kSlabBytes;
     const unsigned char* const b = slab + (Tile::kRows + warp_batch) * kSlabBytes;
-    if constexpr (Tile::kProduct == Product::kExact) {
+    if constexpr (Tile::kArithmetic == Arithmetic::kExact) {
       const auto piece_of = [](const unsigned char* base, int row, int at) {
         return *reinterpret_cast<const float4*>(base + row * kSlabBytes + at * kPieceBytes);
       };
@@ -163,7 +163,7 @@ RNNFAST_DEVICE void step_product(unsigned char* shared, const WeightRows<typenam
       }
     } else {
       const auto piece_of = [](const unsigned char* base, int row, int at) {
-        return operand<Tile::kProduct>(*reinterpret_cast<const uint4*>(base + row * kSlabBytes + at * kPieceBytes));
+        return operand<Tile::kArithmetic>(*reinterpret_cast<const uint4*>(base + row * kSlabBytes + at * kPieceBytes));
       };
       uint4 state[Tile::kBatchTiles];
 #pragma unroll

@@ -1,8 +1,8 @@
-// How each Product stores, multiplies and rounds: the element type, its operand words, the mma that takes them.
+// How each Arithmetic stores, multiplies and rounds: the element type, its operand words, the mma that takes them.
 //
 // An operand word is 32 bits: a pair of 16-bit elements, or one float. An mma takes 16 rows of weights times 8 columns
-// of state over 8 words of depth. Product::kExact keeps two operands, `high` (the leading 11 bits of a float) and `low`
-// (the next 11): high * high + high * low + low * high errs like a float product, and tensor cores take both.
+// of state over 8 words of depth. Arithmetic::kExact keeps two operands, `high` (the leading 11 bits of a float) and
+// `low` (the next 11): high * high + high * low + low * high errs like a float product, and tensor cores take both.
 #pragma once
 
 #include "cuda/device/math.cuh"
@@ -11,11 +11,11 @@
 
 namespace rnnfast::cuda {
 
-template <Product product>
-struct Arithmetic;
+template <Arithmetic arithmetic>
+struct ArithmeticTraits;
 
 template <class Element_>
-struct Arithmetic16 {
+struct ArithmeticTraits16 {
   using Element = Element_;
   static constexpr int kParts = 1;  // operands: high, and low where exact
 
@@ -30,7 +30,7 @@ struct Arithmetic16 {
 };
 
 template <bool kExact>
-struct Arithmetic32 {
+struct ArithmeticTraits32 {
   using Element = float;
   static constexpr int kParts = kExact ? 2 : 1;
 
@@ -52,16 +52,16 @@ struct Arithmetic32 {
 };
 
 template <>
-struct Arithmetic<Product::kBfloat16> : Arithmetic16<__nv_bfloat16> {};
+struct ArithmeticTraits<Arithmetic::kBfloat16> : ArithmeticTraits16<__nv_bfloat16> {};
 template <>
-struct Arithmetic<Product::kHalf> : Arithmetic16<__half> {};
+struct ArithmeticTraits<Arithmetic::kHalf> : ArithmeticTraits16<__half> {};
 template <>
-struct Arithmetic<Product::kTf32> : Arithmetic32<false> {};
+struct ArithmeticTraits<Arithmetic::kTf32> : ArithmeticTraits32<false> {};
 template <>
-struct Arithmetic<Product::kExact> : Arithmetic32<true> {};
+struct ArithmeticTraits<Arithmetic::kExact> : ArithmeticTraits32<true> {};
 
-template <Product product>
-using ElementOf = typename Arithmetic<product>::Element;
+template <Arithmetic arithmetic>
+using ElementOf = typename ArithmeticTraits<arithmetic>::Element;
 
 // A pair of neighbours as floats, from shared memory, where pairs are always aligned.
 template <class Element>
