@@ -52,7 +52,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t*, void (*)(Parameters...
 }
 """
 PROGRAM = """
-#include "cuda/launch.cuh"
+#include "cuda/device/launch.cuh"
 #include <cassert>
 using namespace rnnfast::cuda;
 void one(int) {}

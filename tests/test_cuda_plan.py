@@ -54,9 +54,9 @@ extern "C" bool choose_plan(const int* p, const int* d, const char* forced, int*
 """
 RESOURCES = """
 #include "cuda/plan/resident.cuh"
-#include "cuda/tier_cluster_launch.cuh"
-#include "cuda/tier_cta_launch.cuh"
-#include "cuda/tier_group_launch.cuh"
+#include "cuda/tiers/cluster/launch.cuh"
+#include "cuda/tiers/cta/launch.cuh"
+#include "cuda/tiers/group/launch.cuh"
 using namespace rnnfast::cuda;
 Resources resources_of(const Problem& problem, Tier tier) {
   switch (problem.arithmetic) {
