@@ -99,7 +99,7 @@ class BuildLibrary(build_ext):
             if not up_to_date(target, text):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.with_suffix(".record").unlink(missing_ok=True)
-                print("compiling", source.name, flush=True)
+                print(f"compiling {source.name}\n", end="", flush=True)  # one write: threads print at the same time
                 subprocess.run(command, check=True)
                 lines = [text, *changes(dependencies(source.path, listed))]
                 target.with_suffix(".record").write_text("\n".join(lines))

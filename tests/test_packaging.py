@@ -1,10 +1,12 @@
 """The package as a user gets it: symbols of the library, wheels, installations without it, what an import costs."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -156,3 +158,36 @@ def test_documented_commands_exist(page):
     code = re.findall(r"`make [^`]*`|^\s*make .*$", (ROOT / page).read_text(), re.M)
     used = {word for line in code for word in re.findall(r"\bmake ([a-z][a-z0-9-]*)", line)}
     assert used and used <= targets
+
+
+def test_a_changed_header_recompiles_what_includes_it_and_nothing_else(source_tree):
+    def compiled(**environment: str) -> list[str]:
+        return sorted(re.findall(r"compiling (csrc\S+)", build_wheel(source_tree, **environment)[1]))
+
+    every = sorted(source.name for source in CPU_SOURCES if source.machine in (None, platform.machine()))
+    header, source = source_tree / "csrc/cpu/layer.h", source_tree / "csrc/cpu/host/isa.cpp"
+    header.write_text("#define ANSWER 1\n")
+    source.write_text(f'#include "cpu/layer.h"\n{source.read_text().replace("return 0", "return ANSWER")}')
+    assert compiled() == every
+    assert compiled() == []
+    header.write_text("#define ANSWER 2\n")
+    assert compiled() == ["csrc/cpu/host/isa"]
+    header.write_text("this is not C++\n")
+    assert compiled() == compiled() == ["csrc/cpu/host/isa"], "a failure was taken for a success"
+    header.write_text("#define ANSWER 2\n")
+    assert compiled() == ["csrc/cpu/host/isa"]
+    assert compiled(CXXFLAGS="-O0") == every
+
+
+def test_the_source_distribution_holds_all_that_a_build_reads(source_tree):
+    shutil.copy(ROOT / "MANIFEST.in", source_tree)
+    header = source_tree / "csrc/common/cell.h"
+    header.parent.mkdir()
+    header.write_text("")
+    command = [sys.executable, "setup.py", "-q", "sdist"]
+    environment = {**os.environ, "RNNFAST_BUILD": "0"}  # no torch here: what is packed must not depend on one
+    subprocess.run(command, cwd=source_tree, env=environment, check=True, capture_output=True)
+    with tarfile.open(next((source_tree / "dist").glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.py", "pyproject.toml", "kernel_build/sources.py", "csrc/common/cell.h"} <= names
+    assert {source.path for source in CPU_SOURCES} <= names
