@@ -11,6 +11,8 @@ import torch
 
 import rnnfast
 
+collect_ignore = ["bench"]  # unless it is asked for: a process of its own, see the Makefile
+
 # Both must give the same numbers as torch.nn on every case; "aten" is torch.nn.
 BACKENDS = ("cpu", "reference")
 

@@ -17,7 +17,7 @@ for version in "$@"; do
   # By itself, for a torch with CUDA asks for the one Triton that it was built with; pip warns and obeys.
   "$python" -m pip install -q --no-compile --no-cache-dir "triton==$version"
   echo "triton-matrix: Triton $version"
-  time "$python" -m pytest -p no:cacheprovider tests/test_triton*.py -k "${TESTS:-test_triton}" || failed+=("$version")
+  time "$python" -m pytest -p no:cacheprovider tests/triton_kernels -k "${TESTS:-test_triton}" || failed+=("$version")
   rm -rf "$scratch/venv"
 done
 if [ "${#failed[@]}" -gt 0 ]; then
