@@ -8,6 +8,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its
 
 import pytest
 import torch
+from support import selection
 
 import rnnfast
 
@@ -29,7 +30,16 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    about = "tests to run: `make test` has the quick ones, `make test-full` all (default: full)"
+    parser.addoption("--select", choices=selection.SELECTIONS, default="full", help=about)
+
+
+def pytest_collection_modifyitems(config, items):
+    selected = selection.select(items, config.getoption("select"))
+    names = {item.nodeid for item in selected}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in names])
+    items[:] = selected
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

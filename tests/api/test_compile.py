@@ -55,6 +55,7 @@ STACKS = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", STACKS)
 def test_fullgraph_equals_eager(name, training):
@@ -93,6 +94,7 @@ def rnnfast_ops(graph: list[str]) -> list[str]:
     return sorted(op.removeprefix("rnnfast.").removesuffix(".default") for op in graph if op.startswith("rnnfast."))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])
 def test_one_operator_per_layer_whatever_the_length(cell):
     """The graph does not grow with T, so neither does the time to compile it."""
@@ -158,6 +160,7 @@ def test_cells(name):
     assert len(counter.graphs) == 1
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_inductor(cell):
     """The default backend, training, two shapes."""
@@ -219,6 +222,7 @@ def test_mixed_model_keeps_the_stock_refusal():
         torch.compile(Mixed(), fullgraph=True, backend="eager")(torch.randn(2, 1, 2))
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("first", ["rnnfast", "torch._dynamo"])
 def test_import_order_and_cost(first):
     """Importing rnnfast imports no Dynamo (seconds); tracing works whichever came first."""

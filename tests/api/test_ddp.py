@@ -66,6 +66,7 @@ def worker(rank, model, address, results, static_graph):
         distributed.destroy_process_group()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.skipif(not distributed.is_available(), reason="this torch is built without torch.distributed")
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_two_processes_train_like_one(start, tmp_path):

@@ -55,6 +55,7 @@ def test_convert_pretrained():
     assert numbers(r"accuracy of the converted model: (\S+)", printed)[0] > 0.75, "the pretrained model had learned"
 
 
+@pytest.mark.quick(0)
 def test_character_language_model():
     printed = run("character_language_model.py")
     losses = numbers(r"loss (\S+)", printed)
@@ -63,6 +64,7 @@ def test_character_language_model():
     assert sample.startswith("The statement ") and len(sample) > 100 and len(set(sample)) > 10
 
 
+@pytest.mark.quick(0)
 def test_packed_sentences():
     printed = run("packed_sentences.py")
     assert numbers(r"accuracy on new sentences: (\S+)", printed)[0] > 0.95
@@ -80,12 +82,14 @@ def test_streaming():
     assert len(differences) == 3 and max(differences) < 1e-5
 
 
+@pytest.mark.quick(0)
 def test_recurrent_policy():
     rewards = numbers(r"mean reward +(\S+)", run("recurrent_policy.py"))
     assert rewards[0] < 0.2
     assert rewards[-1] > 0.7, "more than the half of the treasures that an agent without memory finds"
 
 
+@pytest.mark.quick(0)
 @pytest.mark.skipif(not distributed.is_available(), reason="this torch is built without torch.distributed")
 @pytest.mark.parametrize("launcher, processes", [((), 1), (TORCHRUN, 2)], ids=["alone", "torchrun"])
 def test_data_parallel(launcher, processes):
@@ -95,6 +99,7 @@ def test_data_parallel(launcher, processes):
     assert part * processes == whole
 
 
+@pytest.mark.quick(0)
 @pytest.mark.skipif(not (find_spec("onnx") and find_spec("onnxruntime")), reason="onnx, onnxruntime: not installed")
 def test_export_onnx():
     printed = run("export_onnx.py")
@@ -106,6 +111,7 @@ def test_export_onnx():
     assert len(differences) == 5 and max(differences) < 1e-4
 
 
+@pytest.mark.quick(0)
 @pytest.mark.skipif(rnnfast.backends()["cpu"] != "available", reason="the CPU kernels are not there")
 def test_explain_aten():
     printed = run("explain_aten.py")

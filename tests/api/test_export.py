@@ -238,6 +238,7 @@ def test_onnx_of_the_tracing_exporter(kind, tmp_path):
         torch.testing.assert_close(result, theirs(x).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_onnx_of_the_dynamo_exporter(kind, tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")

@@ -28,6 +28,7 @@ PER_PROCESS = 400
 SEEDS = range(int(FIRST or 0), int(FIRST or 0) + int(COUNT))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("first", SEEDS[::PER_PROCESS])
 def test_random_calls(first):
     found = survey(first, min(PER_PROCESS, SEEDS.stop - first))

@@ -188,6 +188,7 @@ needs_statm = pytest.mark.skipif(
 )
 
 
+@pytest.mark.quick(1)
 @needs_statm
 @pytest.mark.parametrize("threads", [1, 2])
 def test_memory_stays_flat(threads):

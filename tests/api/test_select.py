@@ -344,6 +344,7 @@ def test_environment_names_a_backend():
     )
 
 
+@pytest.mark.quick(0)
 def test_environment_names_an_unknown_backend():
     python(
         """
@@ -397,6 +398,7 @@ def test_without_the_extension():
     )
 
 
+@pytest.mark.quick(0)
 def test_env_report_as_a_program():
     environment = {**os.environ, "RNNFAST_BACKEND": "reference", "RNNFAST_CPU_ISA": "abacus"}
     done = subprocess.run(

@@ -347,6 +347,7 @@ class RowReader(nn.Module):
         return self.linear(torch.cat([out[:, -1], out.mean(1)], 1))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["GRU", "LSTM"])
 def test_003_image_rows_are_classified(name):
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")

@@ -68,6 +68,7 @@ def run(monkeypatch, folder, cases, *options):
     return status, {record["name"]: record for record in records}
 
 
+@pytest.mark.quick(0)
 def test_a_bad_case_is_kept_and_measured_again_last(monkeypatch, tmp_path, fake_gpu):
     cases = [replace(SMALL, hidden_size=size, input_size=8) for size in (8, 9, 10)]
     measured, bad = [], {9}
@@ -351,6 +352,7 @@ def test_kernels_are_compiled_once():
             assert where.setdefault(replace(case, batch=0), index) == index
 
 
+@pytest.mark.quick(0)
 def test_compiling_runs_every_case_in_other_processes(monkeypatch):
     monkeypatch.setattr(warm, "PROCESSES", 1)
     assert 0 < warm.compile_kernels([SMALL, replace(SMALL, batch=4)], "cpu") < warm.SECONDS

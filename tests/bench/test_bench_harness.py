@@ -27,18 +27,17 @@ from bench import (
     report,
     suites,
     training,
+    workloads,
 )
 from bench.busy import busy_cores
 from bench.cases import Case
-from bench.suites import Experiment
 from bench.timing import CpuClock, Sample, interleave, summarise
-from bench.workloads import workloads
 
 SMALL = Case("GRU", "training", 8, 3, seq_len=5)
 
 
 def measure_case(case, section="grid", **beside):
-    return measure.measure_case(Experiment(section, case, beside), seconds=0.01)
+    return measure.measure_case(suites.Experiment(section, case, beside), seconds=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +84,7 @@ def test_right_result_gets_a_full_record():
     assert record["speedup"] == pytest.approx(record["torch_ms"] / record["rnnfast_ms"])
 
 
+@pytest.mark.quick(0)
 def test_sloppy_training_breaks_the_curve_rule(monkeypatch):
     """The rule for loss curves sees an error of 1e-4 of every output."""
 
@@ -94,7 +94,7 @@ def test_sloppy_training_breaks_the_curve_rule(monkeypatch):
             return output * 1.0001, hx
 
     with_provider(monkeypatch, RNN=SloppyRNN)
-    digits = next(w for w in workloads(full=False, threads=1, device="cpu") if "digits" in w.name)
+    digits = next(w for w in workloads.workloads(full=False, threads=1, device="cpu") if "digits" in w.name)
     digits = replace(digits, epochs=2)
     assert training.train(digits)[0].parity.failure is not None
     with_provider(monkeypatch)
@@ -307,6 +307,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.quick(0)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_that_of_the_process_alone():
     ballast = torch.ones(300 << 18)  # 300 MiB of the parent's

@@ -55,6 +55,7 @@ def available() -> list[str]:
     return ["base", "neon"] if best == "neon" else X86[: X86.index(best) + 1]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("isa", [*X86, "neon"])
 def test_forced_isa(isa, available):
     if isa not in available:
@@ -67,6 +68,7 @@ def test_forced_isa(isa, available):
     assert done.stdout.split()[0] == isa
 
 
+@pytest.mark.quick(0)
 def test_unknown_isa_is_refused():
     done = run("sse9", "import rnnfast, torch; rnnfast.GRU(2, 3)(torch.zeros(1, 1, 2))")
     assert done.returncode != 0

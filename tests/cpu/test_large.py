@@ -13,6 +13,7 @@ from rnnfast import _ext
 pytestmark = pytest.mark.skipif(_ext.failure is not None, reason=f"the compiled kernels are absent: {_ext.failure}")
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("cell", "steps", "batch"), [(cell, 200_000, 1) for cell in CELLS] + [("lstm", 2, 70_000)])
 def test_many_steps_and_many_sequences(cell, steps, batch):
     """Against torch.nn, loosely: over so many steps both round in their own ways.
@@ -44,6 +45,7 @@ def available_bytes() -> int:
         return 0
 
 
+@pytest.mark.quick(0)
 def test_more_than_2_31_elements():
     """Sequences do not know each other, so a few of them, the last included, must come out as they do alone."""
     steps, batch, hidden_size = 480, 70_000, 64

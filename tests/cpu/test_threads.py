@@ -173,6 +173,7 @@ def test_backend_request_belongs_to_its_thread():
         assert pool.submit(lambda: rnnfast.explain(module, x).backend).result() == "cpu"
 
 
+@pytest.mark.quick(0)
 def test_concurrent_first_calls():
     """Nothing that is set up at the first call (instruction set, scratch memory) is set up twice or half."""
     program = """
@@ -252,6 +253,7 @@ def test_fork_after_use(name):
         assert same(step(module, data, case.cell), expected)  # the parent's pool is whole
 
 
+@pytest.mark.quick(0)
 def test_multiprocessing_fork_data_loader():
     """The common way to meet a fork: DataLoader workers that run a recurrent module, after the parent has."""
     program = """
@@ -273,6 +275,7 @@ print("equal")
     assert done.stdout.split() == ["equal"], done.stderr[-2000:]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_oversubscription_does_not_hang(cell):
     """Many more threads than cores, in several Python threads at once: slow is allowed, a stuck barrier is not."""

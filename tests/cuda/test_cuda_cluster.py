@@ -23,6 +23,8 @@ from support.cuda_tiers import (
     results_of_variants,
 )
 
+pytestmark = pytest.mark.quick(0)  # it compiles all kernels of its tier; test_cuda_ops.py runs them, compiled before
+
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 
 

@@ -26,6 +26,8 @@ from support.cuda_tiers import (
 )
 from support.harness import Data, make_module
 
+pytestmark = pytest.mark.quick(0)  # it compiles all kernels of its tier; test_cuda_ops.py runs them, compiled before
+
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm", "lstm_projected")
 SEEDS = (1, 2)  # of the emulator's schedule
 

@@ -88,6 +88,7 @@ def run_sanitized(sanitizer: str, *arguments) -> None:
     assert result.returncode == 0 and not result.stderr, result.stderr
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("large", [0, 1])
 @pytest.mark.parametrize("shape", [(0, 40, 40), (1, 33, 33), (2, 24, 24), (2, 40, 17)], ids=str)  # cell, H, P
 def test_accesses(shape, large):
@@ -96,12 +97,14 @@ def test_accesses(shape, large):
         run_sanitized("address", *shape, 3, 66 if large else 18, rows, large, seed)
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("arguments", [(1, 33, 33, 2, 17, "padded", 0), (2, 40, 17, 1, 65, "dense", 1)], ids=str)
 def test_races(arguments):
     """None (TSan). Few cases: each takes seconds, and all cells share the product, where threads meet."""
     run_sanitized("thread", *arguments, 1)
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("product", ["f32", "tf32", "bf16", "f16"])
 @pytest.mark.parametrize("arch", list(cuda_resources.SHARED_BYTES))
 def test_resources(product, arch):

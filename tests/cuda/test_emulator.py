@@ -374,6 +374,7 @@ def test_the_loop_without_a_bug_is_right(form, schedule):
     assert (outcome.returncode, outcome.wrong, outcome.errors) == (0, 0, 0), outcome.error
 
 
+@pytest.mark.quick(0)
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 @pytest.mark.parametrize("form", ["block", "cluster2", "group4"])
 def test_sanitizers_report_nothing_without_a_bug(form, sanitizer):
@@ -430,6 +431,7 @@ RACES += [("block", "shared_output")]  # between blocks that never run at the sa
 RACES += [("group4", "no_group_sync"), ("group4", "early_group_sync"), ("group4", "single_buffer")]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("form, bug", RACES)
 def test_tsan_sees_the_race(form, bug):
     outcome = planted(form, bug, 1, sanitizer="thread")
@@ -449,6 +451,7 @@ def test_a_misaligned_vector_is_reported():
     assert outcome.returncode and "misaligned address" in outcome.report and "planted.cuh" in outcome.report
 
 
+@pytest.mark.quick(0)
 def test_the_portable_fiber_switch():
     program = build.build([build.EMULATOR / "planted.cpp"], flags=("-DRNNFAST_EMULATOR_UCONTEXT", "-O0"))
     outcome = Outcome(build.run(program, "cluster4", "none", 3, "random"))
@@ -467,6 +470,7 @@ def nvcc(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.quick(0)
 @needs_nvcc
 def test_nvcc_compiles_every_primitive(tmp_path):
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
@@ -474,6 +478,7 @@ def test_nvcc_compiles_every_primitive(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.quick(0)
 @needs_nvcc
 def test_a_primitive_that_an_architecture_lacks_fails_the_build(tmp_path):
     result = nvcc("-cubin", "-DNEEDS_SM_90", "-arch=sm_80", "-o", str(tmp_path / "primitives.cubin"))

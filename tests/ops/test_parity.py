@@ -68,6 +68,7 @@ WAVES = [
 WAVES += [Case("lstm", 120, 2, 9, 71, proj=33, layers=4, threads=3, hx=False, dtype=dtype) for dtype in (F64, F16)]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("case", WAVES, ids=str)
 def test_stacks_of_several_threads(case):
     check(case)
@@ -87,6 +88,7 @@ MANY_ROWS_CASES += [
 ]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("case", MANY_ROWS_CASES, ids=str)
 def test_many_rows(case):
     check(case)

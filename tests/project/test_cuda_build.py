@@ -120,6 +120,7 @@ def test_torch_without_cuda(machine):
     assert not built.ok and "cannot be built: this torch was built without CUDA" in built.output
 
 
+@pytest.mark.quick(0)
 def test_torch_with_cuda_but_no_nvcc(machine):
     machine.torch("2.14.1", "13.0")
     built = machine.build()
@@ -131,6 +132,7 @@ def test_torch_with_cuda_but_no_nvcc(machine):
     assert built.ok and built.libraries == {"_C.so"} and "CUDA" not in built.output
 
 
+@pytest.mark.quick(0)
 def test_nvcc_of_another_major_version(machine):
     machine.torch("2.14.1", "13.0")
     machine.nvcc("12.8")
@@ -204,6 +206,7 @@ def test_list_of_architectures(machine):
     assert not built.ok and "expected entries like 8.0, 9.0a or 12.0+PTX, got 'Hopper'" in built.output
 
 
+@pytest.mark.quick(0)
 def test_kernels_that_do_not_compile(machine):
     machine.torch("2.14.1", "13.0")
     machine.nvcc("13.0", fails="echo broken >&2; exit 1")
@@ -222,6 +225,7 @@ def test_nothing_is_built_when_told_so(machine):
     assert not built.ok and "the CUDA kernels cannot be built: RNNFAST_BUILD=0" in built.output
 
 
+@pytest.mark.quick(0)
 def test_the_emulator_is_no_part_of_a_wheel(machine):
     machine.torch("2.13.0+cpu", None)
     shutil.copytree(ROOT / "tests" / "emulator", machine.tree / "tests" / "emulator")

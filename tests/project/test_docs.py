@@ -17,7 +17,7 @@ import rnnfast
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted(
-    [README, ROOT / "CONTRIBUTING.md", ROOT / "csrc" / "README.md", ROOT / "bench" / "README.md"]
+    [README, ROOT / "CONTRIBUTING.md", *(ROOT / name / "README.md" for name in ("csrc", "bench", "tests"))]
     + list((ROOT / "docs").rglob("*.md"))
 )
 NEWEST = docs_images.newest_run()

@@ -47,6 +47,7 @@ def test_every_test_is_kept_as_it_ends(gpu_check, tmp_path):
     assert absent["outcome"] == "skipped" and "no CUDA device" in absent["failure"]
 
 
+@pytest.mark.quick(0)
 def test_a_worker_with_a_broken_context_is_replaced(gpu_check, tmp_path):
     """After a trap or a wrong access every call of the process fails; the tests that are left want another."""
     pytest.importorskip("xdist")

@@ -118,6 +118,7 @@ print(rnnfast.backends())
 """
 
 
+@pytest.mark.quick(0)
 def test_works_without_the_library_and_says_why(tmp_path):
     package = shutil.copytree(ROOT / "rnnfast", tmp_path / "rnnfast", ignore=shutil.ignore_patterns("*.so"))
     assert package.exists()

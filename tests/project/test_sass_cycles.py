@@ -140,6 +140,7 @@ def test_no_loop(lines, message):
         sass.step(code(*lines))
 
 
+@pytest.mark.quick(0)
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.skipif(sass.cuobjdump() is None, reason="needs cuobjdump, of CUDA or of Triton")
 def test_table_of_the_kernels():

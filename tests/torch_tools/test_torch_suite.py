@@ -179,6 +179,7 @@ def test_grad(info, training):
         assert torch.autograd.gradcheck(function, arguments, fast_mode=True)
 
 
+@pytest.mark.quick(2)
 @every_info
 def test_gradgrad(info):
     assert info.supports_gradgrad

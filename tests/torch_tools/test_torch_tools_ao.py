@@ -4,15 +4,7 @@ import copy
 import warnings
 
 import torch
-from support.torch_tools import (
-    Model,
-    Rows,
-    assert_plant_is_caught,
-    sample,
-    train,
-    weight,
-    weight_name,
-)
+from support.torch_tools import Model, Rows, assert_plant_is_caught, sample, train, weight, weight_name
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     total,

@@ -4,15 +4,7 @@ import copy
 
 import pytest
 import torch
-from support.torch_tools import (
-    CELLS,
-    LAYERS,
-    Rows,
-    assert_plant_is_caught,
-    call,
-    leaves,
-    sample,
-)
+from support.torch_tools import CELLS, LAYERS, Rows, assert_plant_is_caught, call, leaves, sample
 from support.twins import (
     assert_same,
     cells_take_the_kernels,  # noqa: F401

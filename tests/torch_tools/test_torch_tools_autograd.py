@@ -6,18 +6,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from support.torch_tools import (
-    CELLS,
-    Rows,
-    assert_plant_is_caught,
-    call,
-    first,
-    leaf,
-    leaves,
-    sample,
-    train,
-    weight,
-)
+from support.torch_tools import CELLS, Rows, assert_plant_is_caught, call, first, leaf, leaves, sample, train, weight
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     tensors,

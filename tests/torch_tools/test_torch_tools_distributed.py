@@ -9,15 +9,7 @@ import warnings
 
 import pytest
 import torch
-from support.torch_tools import (
-    Model,
-    Rows,
-    assert_plant_is_caught,
-    compare,
-    leaf,
-    sample,
-    train,
-)
+from support.torch_tools import Model, Rows, assert_plant_is_caught, compare, leaf, sample, train
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     tensors,

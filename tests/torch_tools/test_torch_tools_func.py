@@ -3,17 +3,7 @@
 import copy
 
 import torch
-from support.torch_tools import (
-    Rows,
-    assert_plant_is_caught,
-    call,
-    first,
-    leaf,
-    leaves,
-    sample,
-    weight,
-    weight_name,
-)
+from support.torch_tools import Rows, assert_plant_is_caught, call, first, leaf, leaves, sample, weight, weight_name
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     gradients,

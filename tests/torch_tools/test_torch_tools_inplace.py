@@ -1,18 +1,7 @@
 """Writing in place to what a module returned, and to what it was given, between forward and backward."""
 
 import torch
-from support.torch_tools import (
-    CELLS,
-    KINDS,
-    LAYERS,
-    Rows,
-    assert_plant_is_caught,
-    call,
-    first,
-    leaf,
-    leaves,
-    sample,
-)
+from support.torch_tools import CELLS, KINDS, LAYERS, Rows, assert_plant_is_caught, call, first, leaf, leaves, sample
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     tensors,

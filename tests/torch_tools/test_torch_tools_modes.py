@@ -4,17 +4,7 @@ import warnings
 
 import pytest
 import torch
-from support.torch_tools import (
-    LAYERS,
-    Model,
-    Rows,
-    assert_plant_is_caught,
-    leaf,
-    sample,
-    train,
-    weight,
-    weight_name,
-)
+from support.torch_tools import LAYERS, Model, Rows, assert_plant_is_caught, leaf, sample, train, weight, weight_name
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     state_of,

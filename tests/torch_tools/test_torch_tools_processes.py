@@ -4,14 +4,7 @@ import pickle
 from multiprocessing.reduction import ForkingPickler
 
 import torch
-from support.torch_tools import (
-    KINDS,
-    Rows,
-    assert_plant_is_caught,
-    compare,
-    sample,
-    train,
-)
+from support.torch_tools import KINDS, Rows, assert_plant_is_caught, compare, sample, train
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     tensors,

@@ -3,17 +3,7 @@
 import copy
 
 import torch
-from support.torch_tools import (
-    LAYERS,
-    Model,
-    Rows,
-    assert_plant_is_caught,
-    first,
-    is_cell,
-    leaf,
-    sample,
-    train,
-)
+from support.torch_tools import LAYERS, Model, Rows, assert_plant_is_caught, first, is_cell, leaf, sample, train
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     state_of,

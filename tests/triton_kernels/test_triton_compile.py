@@ -146,11 +146,15 @@ def compile_in_processes(jobs: list[dict], cache: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    jobs = [job_of(name, capability) for name, places in CAPABILITIES.items() for capability in places]
+def compiled(request, tmp_path_factory):
+    """All configurations whose tests are to run."""
+    tests = [item for item in request.session.items if getattr(item, "originalname", None) == "test_configuration"]
+    names = [item.callspec.params["name"] for item in tests]
+    jobs = [job_of(name, capability) for name in names for capability in CAPABILITIES[name]]
     return compile_in_processes(jobs, tmp_path_factory.mktemp("triton"))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", [name for name, places in CAPABILITIES.items() if places])
 def test_configuration(name, compiled):
     row = ROWS[name]
@@ -171,6 +175,7 @@ def test_configuration(name, compiled):
             assert result["barriers"] == 0, what
 
 
+@pytest.mark.quick(0)
 def test_the_slowest_to_compile(compiled, capsys):
     slowest = sorted(compiled.values(), key=lambda result: -result.get("seconds", 0))[:5]
     with capsys.disabled():

@@ -44,6 +44,7 @@ def triton_operators(monkeypatch):
     monkeypatch.setattr(test_ops_checks, "OPS", OPERATORS["rnnfast_triton"])
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("variant", VARIANTS, ids=["padded", "packed", "lengths"])
 @pytest.mark.parametrize(("cell", "options"), KINDS)
 def test_opcheck(cell, options, variant):
@@ -51,12 +52,14 @@ def test_opcheck(cell, options, variant):
     test_ops.test_opcheck(Case(cell, **SMALL, **options, **variant))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("variant", VARIANTS, ids=["padded", "packed", "lengths"])
 @pytest.mark.parametrize(("cell", "options"), KINDS)
 def test_a_stack_is_its_layers(cell, options, variant):
     test_ops.test_a_stack_is_its_layers(Case(cell, **SMALL, layers=2, **options, **variant))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck_of_steps(cell):
     test_ops.test_opcheck_step(Case(cell, **SMALL, dtype=torch.half), given=True)
@@ -64,6 +67,7 @@ def test_opcheck_of_steps(cell):
     test_ops.test_step_is_a_layer_of_one_step(Case(cell, **SMALL), given=True)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_of_less(cell):
     test_ops.test_opcheck_backward_with_less(Case(cell, **SMALL))
@@ -71,6 +75,7 @@ def test_backward_of_less(cell):
     test_ops.test_gradients_not_needed_are_empty(cell)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("cell", "options"), KINDS)
 def test_the_same_call_gives_the_same_bits(cell, options):
     op = OPERATORS["rnnfast_triton"][cell].layer
@@ -178,6 +183,7 @@ def test_cells(name):
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_fullgraph(cell, training):
@@ -262,6 +268,7 @@ def test_without_a_gpu_or_the_interpreter():
     )
 
 
+@pytest.mark.quick(0)
 def test_environment_runs_a_program_through_the_kernels():
     python(
         """
