@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from support.twins import assert_same, gradients, state_of, tensors, total, twins
 
@@ -21,6 +22,10 @@ CELLS = ("rnncell_tanh", "grucell", "lstmcell")
 KINDS = (*LAYERS, *CELLS)
 
 Program = Callable[[nn.Module], Any]
+
+
+class Own(Exception):
+    """An error that is nobody else's."""
 
 
 class Row(NamedTuple):
@@ -151,6 +156,19 @@ def leaves(module: nn.Module, batch: int = 2) -> list[torch.Tensor]:
 
 def call(module: nn.Module, x: torch.Tensor, *states: torch.Tensor) -> Any:
     return module(x, tuple(states) if len(states) == 2 else states[0] if states else None)
+
+
+def trained(module: nn.Module, run: Callable[..., Any] | None = None) -> tuple[Any, list[torch.Tensor]]:
+    """A result, of the module or of `run(*inputs)`, and the gradients of input and states."""
+    inputs = leaves(module)
+    result = run(*inputs) if run else call(module, *inputs)
+    total(result).backward()
+    return result, [value.grad for value in inputs]
+
+
+def packed_of(module: nn.Module) -> PackedSequence:
+    """An input of two sequences, the shorter one first."""
+    return pack_padded_sequence(sample(module), torch.tensor([2, 5]), enforce_sorted=False)
 
 
 def first(result: Any) -> torch.Tensor:

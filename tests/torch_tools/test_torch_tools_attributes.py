@@ -4,7 +4,15 @@ import copy
 
 import pytest
 import torch
-from support.torch_tools import CELLS, LAYERS, Rows, assert_plant_is_caught, call, leaves, sample
+from support.torch_tools import (
+    CELLS,
+    LAYERS,
+    Rows,
+    assert_plant_is_caught,
+    packed_of,
+    sample,
+    trained,
+)
 from support.twins import (
     assert_same,
     cells_take_the_kernels,  # noqa: F401
@@ -13,22 +21,9 @@ from support.twins import (
     twins,
 )
 from torch import multiprocessing, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 ROWS = Rows(kinds=LAYERS)
 STACK = {"num_layers": 2, "bidirectional": True}
-
-
-def trained(module):
-    """Result and gradients of input and states."""
-    inputs = leaves(module)
-    result = call(module, *inputs)
-    total(result).backward()
-    return result, [value.grad for value in inputs]
-
-
-def packed_of(module):
-    return pack_padded_sequence(sample(module), torch.tensor([2, 5]), enforce_sorted=False)
 
 
 # ------------------------------------------------ _flat_weights

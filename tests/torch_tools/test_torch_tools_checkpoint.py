@@ -9,6 +9,7 @@ from support.torch_tools import (
     KINDS,
     LAYERS,
     Model,
+    Own,
     Rows,
     assert_plant_is_caught,
     call,
@@ -16,13 +17,10 @@ from support.torch_tools import (
     leaf,
     leaves,
     sample,
+    trained,
     weight,
 )
-from support.twins import (
-    cells_take_the_kernels,  # noqa: F401
-    total,
-    twins,
-)
+from support.twins import cells_take_the_kernels, total, twins  # noqa: F401
 from torch.autograd import graph
 from torch.utils import checkpoint as ckpt
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
@@ -35,10 +33,8 @@ ROWS = Rows()
 
 def checkpointed(module, *, run=None, **kwargs):
     """Gradients of input and states after a checkpointed forward."""
-    inputs = leaves(module)
-    result = checkpoint(run or functools.partial(call, module), *inputs, **{"use_reentrant": False, **kwargs})
-    total(result).backward()
-    return result, [value.grad for value in inputs]
+    options = {"use_reentrant": False, **kwargs}
+    return trained(module, lambda *inputs: checkpoint(run or functools.partial(call, module), *inputs, **options))
 
 
 def selective(policy):
@@ -82,10 +78,7 @@ def keep(policy):
     def program(module):
         if not hasattr(module, "plain"):
             return checkpointed(module, **selective(policy))
-        inputs = leaves(module)
-        result = call(module, *inputs)
-        total(result).backward()
-        return result, [value.grad for value in inputs]
+        return trained(module)
 
     return program
 
@@ -189,16 +182,9 @@ def another_shape_when_recomputed(module):
 # ------------------------------------------------ hooks on what is saved
 
 
-class Own(Exception):
-    """An error that is nobody else's."""
-
-
 def hooked(module, pack, unpack=lambda saved: saved):
-    inputs = leaves(module)
     with graph.saved_tensors_hooks(pack, unpack):
-        result = call(module, *inputs)
-        total(result).backward()
-    return result, [value.grad for value in inputs]
+        return trained(module)
 
 
 def raising(error):

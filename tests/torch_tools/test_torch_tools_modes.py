@@ -4,7 +4,18 @@ import warnings
 
 import pytest
 import torch
-from support.torch_tools import LAYERS, Model, Rows, assert_plant_is_caught, leaf, sample, train, weight, weight_name
+from support.torch_tools import (
+    LAYERS,
+    Model,
+    Own,
+    Rows,
+    assert_plant_is_caught,
+    leaf,
+    sample,
+    train,
+    weight,
+    weight_name,
+)
 from support.twins import (
     cells_take_the_kernels,  # noqa: F401
     state_of,
@@ -20,10 +31,6 @@ from torch.utils.flop_counter import FlopCounterMode
 # ------------------------------------------------ modes
 
 MODES = Rows()
-
-
-class Own(Exception):
-    """An error that is nobody else's."""
 
 
 class Counting(TorchDispatchMode):

@@ -2,7 +2,6 @@
 
 import types
 
-import torch
 from support.torch_tools import (
     CELLS,
     LAYERS,
@@ -12,6 +11,7 @@ from support.torch_tools import (
     first,
     leaf,
     leaves,
+    packed_of,
     sample,
     train,
     weight,
@@ -24,13 +24,8 @@ from support.twins import (
     total,
 )
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 ROWS = Rows(kinds=LAYERS)
-
-
-def packed_of(module):
-    return pack_padded_sequence(sample(module), torch.tensor([2, 5]), enforce_sorted=False)
 
 
 # ------------------------------------------------ overridden methods, in a subclass or on the instance
