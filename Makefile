@@ -6,7 +6,7 @@ VENV ?= .venv
 TESTS ?= tests
 WORKERS ?= 2
 ABI_TORCH ?= 2.15.0 2.14.1 2.11.0
-ABI_TESTS ?= tests/test_parity.py tests/test_ops.py tests/test_compile.py
+ABI_TESTS ?= tests/ops/test_parity.py tests/ops/test_ops.py tests/api/test_compile.py
 TRITON ?= 3.6.0 3.7.1 3.8.0 3.9.0
 TRITON_TESTS ?= test_configuration or test_triton_group or (test_parity and both-ways and unsorted)
 
@@ -28,21 +28,28 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test emulator cuda cuda-estimate bench gpu-check lint format docs-images test-asan test-triton-matrix abi-check aarch64-check clean
+.PHONY: help setup test test-full test-rest emulator cuda cuda-estimate bench gpu-check lint format docs-images test-asan test-triton-matrix abi-check aarch64-check clean
 
 help:
-	@echo "make test | bench [BENCH=cpu|full|gpu-quick|gpu] | gpu-check | emulator | cuda | lint | format"
+	@echo "make test | test-full | bench [BENCH=cpu|full|gpu-quick|gpu] | gpu-check | emulator | cuda | lint | format"
 	@echo "make docs-images | test-asan | cuda-estimate | test-triton-matrix | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
 
+# `make test` runs some parameter sets of every test and leaves out what is slow, `make test-rest` runs the others, and
+# `make test-full` everything (tests/support/selection.py). `make test TESTS=...` runs all that it names.
 # All tests run in WORKERS processes, a file in one of them, in the order of tests/conftest.py. Some of the tests, or all
 # with WORKERS=1, run in one and need no pytest-xdist. The benchmark's own run before all tests, in processes of their
-# own: torch's test suite, part of ours, forbids the process to change torch's switches, which they must.
+# own: torch's test suite, part of ours, forbids the process to change torch's switches, which they must. `pytest tests`
+# leaves them out (collect_ignore in tests/conftest.py).
 SPREAD = $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
-test: setup $(EMULATOR)
-	$(if $(filter tests,$(TESTS)),$(RUN) -m pytest $(SPREAD) bench)
-	$(RUN) -m pytest $(if $(filter tests,$(TESTS)),$(SPREAD)) $(TESTS)
+ALL = $(filter tests,$(TESTS))
+test: SELECT := quick
+test-full: SELECT := full
+test-rest: SELECT := rest
+test test-full test-rest: setup $(EMULATOR)
+	$(if $(ALL),$(RUN) -m pytest $(SPREAD) --select $(SELECT) tests/bench bench)
+	$(RUN) -m pytest $(if $(ALL),$(SPREAD) --select $(SELECT)) $(TESTS)
 
 # The CUDA kernels, for a torch with CUDA and an nvcc of the same major version. Needs no GPU; TORCH_CUDA_ARCH_LIST=9.0
 # builds for one architecture, all take minutes.
@@ -51,7 +58,7 @@ cuda: setup
 
 # Cycles per step of the CUDA kernels' time loops, estimated from their machine code. Needs nvcc, no GPU.
 cuda-estimate: $(PACKAGES)
-	$(RUN) tests/sass_cycles.py
+	export PYTHONPATH=tests:tools; $(RUN) -m cuda_estimate.sass_cycles
 
 # The CUDA kernels and their host code for CPU tensors, where rnnfast.backend("emulator") and the tests find them.
 emulator: setup $(EMULATOR)
@@ -100,7 +107,7 @@ test-asan: $(PACKAGES)
 	RNNFAST_BUILD=1 RNNFAST_SANITIZE=address,undefined $(PY) setup.py -q build_ext --build-lib $(ASAN) --build-temp $(ASAN)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 RNNFAST_C_LIBRARY=$(CURDIR)/$(ASAN)/$(LIBRARY) \
-	$(RUN) -m pytest tests/test_parity.py
+	$(RUN) -m pytest tests/ops/test_parity.py
 
 # One library, built with the newest torch, must load and work under every torch that we support.
 abi-check:

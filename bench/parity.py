@@ -1,7 +1,7 @@
 """The parity check that comes before every timing: no speed-up is reported on a wrong result.
 
-The rule and its numbers are the tests' own (tests/tolerances.py): against float64, rnnfast's error may be at most 2
-times torch's (3 times for gradients) plus a rounding floor, below a ceiling per dtype.
+The rule and its numbers are the tests' own (tests/support/tolerances.py): against float64, rnnfast's error may be at
+most 2 times torch's (3 times for gradients) plus a rounding floor, below a ceiling per dtype.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .providers import Problem, Runner
 
 
 def _load_tolerances() -> ModuleType:
-    """tests/tolerances.py by its path: an installed package named "tests" must not come in its place."""
-    path = Path(__file__).parent.parent / "tests" / "tolerances.py"
+    """tests/support/tolerances.py by its path: an installed package named "tests" must not come in its place."""
+    path = Path(__file__).parent.parent / "tests" / "support" / "tolerances.py"
     spec = importlib.util.spec_from_file_location("rnnfast_tolerances", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

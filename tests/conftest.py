@@ -8,8 +8,11 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: its
 
 import pytest
 import torch
+from support import selection
 
 import rnnfast
+
+collect_ignore = ["bench"]  # unless it is asked for: a process of its own, see the Makefile
 
 # Both must give the same numbers as torch.nn on every case; "aten" is torch.nn.
 BACKENDS = ("cpu", "reference")
@@ -27,7 +30,16 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    about = "tests to run: `make test` has the quick ones, `make test-full` all (default: full)"
+    parser.addoption("--select", choices=selection.SELECTIONS, default="full", help=about)
+
+
+def pytest_collection_modifyitems(config, items):
+    selected = selection.select(items, config.getoption("select"))
+    names = {item.nodeid for item in selected}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in names])
+    items[:] = selected
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

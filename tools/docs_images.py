@@ -4,7 +4,7 @@
     speedup.svg   the newest run of the CPU's grid: one bar per cell, pass, dtype and number of threads
     trend.svg     bench/results/history.csv: how those means moved from run to run
 
-`--tables` prints the tables of docs/performance.md instead. tests/test_docs.py compares pictures and tables with the
+`--tables` prints the tables of docs/performance.md instead. test_docs.py compares pictures and tables with the
 committed ones. The pictures are written by hand as SVG, so that they need no plotting package and stay small.
 """
 

@@ -1,4 +1,4 @@
-"""`make gpu-check`: builds, reports the environment, runs tests/test_gpu*.py and compute-sanitizer on a GPU.
+"""`make gpu-check`: builds, reports the environment, runs tests/gpu and compute-sanitizer on a GPU.
 
 Every stage has a time limit, all together 8 minutes. OUT gets few files: setup.log, tests.log, one log per tool and
 summary.json, written after each stage. Until the tests have ended cases.jsonl has those that have, so that a killed run
@@ -29,7 +29,7 @@ CASES = "RNNFAST_GPU_CASES"  # the file that the plugin appends to
 PROCESSES = 10  # of pytest-xdist: compiling one kernel takes a second or more on one core
 LIMITS = {"build": 90, "environment": 25, "tests": 260, "sanitizer": 105}  # seconds
 SMALL = "tools/gpu_small.py"
-TESTS = ("tests/test_gpu.py", "tests/test_gpu_tiers.py")
+TESTS = ("tests/gpu",)
 TEST_SECONDS = 90  # of one test, after which it hangs
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 FOUND = 99  # compute-sanitizer's exit status where it found something
@@ -111,7 +111,7 @@ def simple(name: str, command: list[str], out: Path, **environment: str) -> Stag
 
 
 def tests(out: Path) -> tuple[Stage, list[dict]]:
-    """tests/test_gpu.py and test_gpu_tiers.py, in several processes where pytest-xdist is installed."""
+    """tests/gpu, in several processes where pytest-xdist is installed."""
     cases = out / "cases.jsonl"
     cases.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-p", "gpu_check", *TESTS, "-v", "-rfEs", "--tb=short"]

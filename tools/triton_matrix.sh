@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs tests of the Triton kernels under each Triton given, in throw-away environments: each kernel of each kind in its
-# interpreter, and compiled for one architecture. What does not depend on Triton's version runs in `make test` only.
+# interpreter, and compiled for one architecture. What does not depend on Triton's version runs in `make test-full` only.
 # Usage: TESTS="test_parity and lstm" triton_matrix.sh 3.6.0 3.9.0   (RNNFAST_COMPILE= compiles every row for all)
 set -euo pipefail
 scratch=$(mktemp -d)
@@ -17,7 +17,7 @@ for version in "$@"; do
   # By itself, for a torch with CUDA asks for the one Triton that it was built with; pip warns and obeys.
   "$python" -m pip install -q --no-compile --no-cache-dir "triton==$version"
   echo "triton-matrix: Triton $version"
-  time "$python" -m pytest -p no:cacheprovider tests/test_triton*.py -k "${TESTS:-test_triton}" || failed+=("$version")
+  time "$python" -m pytest -p no:cacheprovider tests/triton_kernels -k "${TESTS:-test_triton}" || failed+=("$version")
   rm -rf "$scratch/venv"
 done
 if [ "${#failed[@]}" -gt 0 ]; then
