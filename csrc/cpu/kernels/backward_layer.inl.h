@@ -73,8 +73,8 @@ struct BackwardLayer {
   }
 
   const BackwardCall<E, C>& call;
-  const LayerShape& shape;
-  const Schedule& schedule;
+  const LayerShape shape;
+  const Schedule schedule;
   const int64_t hidden, plane, proj_stride, output_size, output_stride;
   const PanelShape<E> hidden_panels, proj_panels, input_panels;
   Stretches stretches;

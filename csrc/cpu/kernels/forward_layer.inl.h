@@ -65,8 +65,8 @@ struct ForwardLayer {
   }
 
   const ForwardCall<E, C>& call;
-  const LayerShape& shape;
-  const Schedule& schedule;
+  const LayerShape shape;
+  const Schedule schedule;
   const int64_t output_size;
   const ForwardPlan plan;
   const ThreadGrid grid;

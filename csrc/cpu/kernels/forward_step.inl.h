@@ -145,12 +145,13 @@ class ForwardStep {
   }
 
   template <bool kSave>
-  void finish(const Worker& worker, int64_t step, int64_t t, const Strip& strip) const {
+  RNNFAST_INLINE void finish(const Worker& worker, int64_t step, int64_t t, const Strip& strip) const {
     const ForwardCall<E, C>& call = layer_.call;
     const ForwardDirection<E, C>& direction = call.direction[worker.d];
     const typename Layer::Direction& own = layer_.direction[worker.d];
     const int64_t hidden = layer_.shape.hidden_size, hidden_stride = layer_.hidden_stride, slices = layer_.grid.slices;
     const int64_t b = worker.slice + strip.first_row * slices, row = layer_.schedule.offset[t] + b;
+    const bool whole_row = whole_row_.needed();
     E* const h_next = own.h[(step + 1) % 2] + b * hidden_stride + strip.unit;
     CellRows<E, kCell> rows;
     rows.rows = strip.rows;
@@ -164,11 +165,10 @@ class ForwardStep {
     rows.gate_stride = strip.gate_stride;
     rows.h_prev = own.h[step % 2] + b * hidden_stride + strip.unit;
     rows.h_stride = slices * hidden_stride;
-    rows.next = whole_row_.needed() ? whole_row_.input(worker.d, b) + strip.unit : h_next;
-    rows.next_stride = slices * (whole_row_.needed() ? whole_row_.input_stride() : hidden_stride);
-    rows.output = whole_row_.needed()
-                      ? nullptr
-                      : call.output + row * call.output_stride + worker.d * layer_.output_size + strip.unit;
+    rows.next = whole_row ? whole_row_.input(worker.d, b) + strip.unit : h_next;
+    rows.next_stride = slices * (whole_row ? whole_row_.input_stride() : hidden_stride);
+    rows.output =
+        whole_row ? nullptr : call.output + row * call.output_stride + worker.d * layer_.output_size + strip.unit;
     rows.output_stride = slices * call.output_stride;
     if (kCell == Cell::kLstm) rows.c = own.c + b * hidden + strip.unit;
     if (kCell == Cell::kGru) rows.bias_hidden = own.bias_hidden + strip.unit;
