@@ -139,8 +139,8 @@ void multiply_direct(typename Simd<ComputeOf<E>>::V* out, const PanelShape<E>& s
 
 // One block of A W^T: from a packed panel, or from the weight itself where `panel` is null.
 template <class E>
-RNNFAST_INLINE void multiply_block(typename Simd<ComputeOf<E>>::V* out, const PanelShape<E>& shape, int64_t block, int rows,
-                    Operand<E> a, const E* panel, const Weight& weight) {
+RNNFAST_INLINE void multiply_block(typename Simd<ComputeOf<E>>::V* out, const PanelShape<E>& shape, int64_t block,
+                                   int rows, Operand<E> a, const E* panel, const Weight& weight) {
   if (panel)
     multiply<E>(out, shape.width(block), rows, a, shape.padded_depth(), panel);
   else
