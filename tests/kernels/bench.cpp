@@ -11,9 +11,9 @@ template <class E>
 struct Peak {
   using V = typename Simd<ComputeOf<E>>::V;
 
-  // Multiplies and adds in registers alone, as many chains as a tile has.
-  static double measure() {
-    constexpr int kChains = TileSize::kAccumulators / 2, kRepeats = 20'000, kSamples = 40;
+  // GFLOP/s of this core at this moment: multiplies and adds in registers alone.
+  static double gflops() {
+    constexpr int kChains = TileSize::kAccumulators, kRepeats = 20'000, kSamples = 40;
     volatile float factor = 0.5f;
     V sums[kChains], a = Simd<ComputeOf<E>>::set(factor), b = a;
     for (V& sum : sums) sum = a;
@@ -21,9 +21,13 @@ struct Peak {
     for (int sample = 0; sample < kSamples; ++sample) {
       const double begin = seconds();
       for (int repeat = 0; repeat < kRepeats; ++repeat) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
         for (int chain = 0; chain < kChains; ++chain) sums[chain] = dot_add<E>(sums[chain], a, b);
+#if defined(__aarch64__)
+        asm volatile("" : "+w"(a), "+w"(b));
+#else
         asm volatile("" : "+x"(a), "+x"(b));
+#endif
       }
       const double flops = 2. * kRepeats * kChains * Simd<ComputeOf<E>>::kLanes * kPair<E>;
       best = std::max(best, flops / (seconds() - begin));
@@ -37,17 +41,11 @@ struct Peak {
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
     return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
   }
-
-  // GFLOP/s of one core, the best so far: other programs and the clock change it.
-  static double gflops() {
-    static double best = 0;
-    return best = std::max(best, measure());
-  }
 };
 
 constexpr int64_t kDepth = 256;
 
-// Every size of a tile, rows first. A tile size is worth its registers where the last lines are near the peak.
+// Tiles of every width. The tallest ones should be near the peak.
 void tile_sizes(benchmark::internal::Benchmark* one) {
   one->ArgNames({"vectors", "rows"});
   for (int vectors = 1; vectors <= TileSize::kMaxVectors; ++vectors)
