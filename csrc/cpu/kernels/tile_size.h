@@ -36,3 +36,6 @@ struct TileSizeOf<16> {                     // SSE2, AVX2
 };
 
 using TileSize = TileSizeOf<RNNFAST_VECTOR_REGISTERS>;
+static_assert(TileSize::kMaxVectors == 4);  // the gates of an LSTM; multiply() has a case for each width
+// pack_left() of OuterSum copies kMaxRows elements as one vector. StepProducts has cases for up to 8 rows.
+static_assert(TileSize::kMaxRows == 4 || TileSize::kMaxRows == 8);
