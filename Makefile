@@ -28,10 +28,11 @@ RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY)
 RUFF = $(PY) -m ruff
 CLANG_FORMAT = $(PY) -c "from clang_format import clang_format; clang_format()"
 
-.PHONY: help setup test test-full test-rest emulator cuda cuda-estimate bench gpu-check lint format docs-images test-asan test-triton-matrix abi-check aarch64-check clean
+.PHONY: help setup test test-full test-rest kernel-test kernel-bench emulator cuda cuda-estimate bench gpu-check lint format docs-images test-asan test-triton-matrix abi-check aarch64-check clean
 
 help:
 	@echo "make test | test-full | bench [BENCH=cpu|full|gpu-quick|gpu] | gpu-check | emulator | cuda | lint | format"
+	@echo "make kernel-test | kernel-bench [ISA=base|avx2|avx512|avx512_bf16|neon]"
 	@echo "make docs-images | test-asan | cuda-estimate | test-triton-matrix | abi-check | aarch64-check | clean"
 
 setup: $(PACKAGES) $(LIBRARY)
@@ -50,6 +51,14 @@ test-rest: SELECT := rest
 test test-full test-rest: setup $(EMULATOR)
 	$(if $(ALL),$(RUN) -m pytest $(SPREAD) --select $(SELECT) tests/bench bench)
 	$(RUN) -m pytest $(if $(ALL),$(SPREAD) --select $(SELECT)) $(TESTS)
+
+# Unit tests and micro-benchmarks of the CPU kernels' parts, in C++: for all instruction sets of this machine, or for ISA.
+# They need GoogleTest and Google Benchmark (Debian: libgtest-dev, libbenchmark-dev), and neither torch nor packages.
+kernel-test:
+	$(PYTHON) tools/kernel_check.py test $(if $(ISA),--isa $(ISA))
+
+kernel-bench:
+	$(PYTHON) tools/kernel_check.py bench $(if $(ISA),--isa $(ISA))
 
 # The CUDA kernels, for a torch with CUDA and an nvcc of the same major version. Needs no GPU; TORCH_CUDA_ARCH_LIST=9.0
 # builds for one architecture, all take minutes.

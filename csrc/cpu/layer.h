@@ -1,8 +1,9 @@
-// What one op call hands to the kernels: raw pointers and sizes, no Tensor. Shared by every instruction set.
+// What one operator call hands to the kernels: raw pointers and sizes, no tensors. All instruction sets share it.
 //
-// Rows. A "row" is one (time, sequence) pair. Rows are stored packed in time order, as in PyTorch's PackedSequence:
-// time t holds rows offset[t] .. offset[t] + count[t], and row j of a time step belongs to sequence j. Padded input is
-// the case count[t] = batch. Sequences are sorted by falling length, so count[] never grows with t.
+// Rows  A row is one (time, sequence) pair. Rows lie packed in time order, as in PyTorch's PackedSequence. Time t has
+// rows
+//       offset[t] .. offset[t] + count[t], and row j of a time belongs to sequence j. In padded input, count[t] =
+//       batch. Sequences are sorted by falling length, so count[] never grows with t.
 #pragma once
 
 #include <cstdint>
@@ -13,19 +14,19 @@ namespace rnnfast {
 
 struct Schedule {
   int64_t steps;          // T
-  int64_t batch;          // rows at t = 0, the largest count
+  int64_t batch;          // rows at t = 0, where count is largest
   int64_t total;          // rows in all
   const int64_t* count;   // [T]
   const int64_t* offset;  // [T]
   bool padded() const { return total == steps * batch; }
 };
 
-// Step 0, 1, ... of a direction: forwards in time, or backwards.
+// The time of step 0, 1, ... of a direction. Direction 1 walks backwards in time.
 inline int64_t time_of(const Schedule& schedule, int direction, int64_t step) {
   return direction == 0 ? step : schedule.steps - 1 - step;
 }
 
-// A matrix or vector as the user holds it: any strides.
+// A matrix or vector of the user, with any strides.
 struct Weight {
   const void* data = nullptr;
   int64_t row_stride = 0, column_stride = 0;
@@ -41,19 +42,19 @@ struct LayerShape {
 };
 
 struct DirectionWeights {
-  Weight ih, hh, bias_ih, bias_hh, hr;  // bias data null: no biases
+  Weight ih, hh, bias_ih, bias_hh, hr;  // data of the biases null: no biases
 };
 
-// Storage is the tensors' element type; Compute is float for bfloat16, else Storage. All pointers are contiguous rows.
+// Storage is the element type of the tensors. Compute is float for bfloat16, otherwise Storage. Rows are contiguous.
 template <class Storage, class Compute>
 struct ForwardDirection {
   DirectionWeights weights;
   const Storage* hx;  // [B, output_size]
   const Storage* cx;  // [B, H], LSTM
-  Storage* h_n;       // [B, output_size], or null: the output says it all
+  Storage* h_n;       // [B, output_size], or null: the output has it
   Storage* c_n;       // [B, H], LSTM
-  Storage* gates;     // [rows, saved_planes * H], or null: nothing is saved
-  Compute* cells;     // [rows, H], LSTM, or null
+  Storage* gates;     // [rows, saved_planes * H] activated gates, or null: nothing is saved
+  Compute* cells;     // [rows, H] c, LSTM, or null
 };
 
 template <class Storage, class Compute>
@@ -62,9 +63,9 @@ struct ForwardCall {
   const Schedule* schedule;
   int threads;
   const Storage* input;   // [rows, I]
-  int64_t input_stride;   // elements from row to row; even, and zero-padded, for bfloat16
+  int64_t input_stride;   // elements from row to row; for bfloat16 even, and rows zero-padded
   Storage* output;        // [rows, directions * output_size]
-  int64_t output_stride;  // of a layer between others it is the next one's input_stride; the caller writes the zeros
+  int64_t output_stride;  // of an inner layer: input_stride of the next one; the caller has written the zeros
   ForwardDirection<Storage, Compute> direction[2];
 };
 
@@ -77,9 +78,9 @@ struct BackwardDirection {
   const Storage* cx;
   const Storage* gates;
   const Compute* cells;
-  Storage* grad_hx;  // null, as grad_cx: not wanted
+  Storage* grad_hx;  // null: not wanted; the same for all below
   Storage* grad_cx;
-  Storage* grad_weight_ih;  // null, as all below: not wanted
+  Storage* grad_weight_ih;
   Storage* grad_weight_hh;
   Storage* grad_bias_ih;
   Storage* grad_bias_hh;
@@ -102,8 +103,8 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// The entry points of one instruction set. Those of bfloat16 are null where the machine multiplies no bfloat16. Forward
-// takes a stack of layers, each of which has the output of the one before it as its input.
+// The entry points of one instruction set. Those of bfloat16 are null if the set multiplies no bfloat16. Forward takes
+// a stack of layers: the output of each layer is the input of the next one.
 struct Kernels {
   const char* name;
   void (*forward_f32)(const ForwardCall<float, float>* layers, int64_t count);
@@ -114,10 +115,11 @@ struct Kernels {
   void (*backward_bf16)(const BackwardCall<BFloat16, float>&);
 };
 
-// The kernels for this machine, or for RNNFAST_CPU_ISA; throws std::runtime_error when that names one it lacks.
+// The kernels for this machine, or those that RNNFAST_CPU_ISA names. Throws std::runtime_error if the machine lacks
+// them.
 const Kernels& kernels();
 
-// PyTorch's number of threads; one in a forked child.
+// PyTorch's number of threads. 1 in a forked child.
 int usable_threads();
 
 }  // namespace rnnfast

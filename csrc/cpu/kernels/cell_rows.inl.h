@@ -1,5 +1,7 @@
-// The end of a time step: activations, state update and stores for some rows of one vector of units, or for some
-// vectors of one row, which then stand in the place of rows.
+// The unit epilogue: the end of a time step for some rows of one vector of units. It has the activations, the update of
+// the state and the stores. Compiled once per instruction set.
+//
+// It also handles some vectors of units of one row. The strides then lead from vector to vector instead of row to row.
 
 template <class E, Cell kCell>
 struct CellRows {
@@ -16,9 +18,9 @@ struct CellRows {
   const C* bias_hidden = nullptr;  // GRU: b_hh of n
   const E* h_prev;
   int64_t h_stride;
-  E* next;  // the next step's h, or o * tanh(c) for the projection
+  E* next;  // the next step's h, or the input of the whole-row epilogue
   int64_t next_stride;
-  E* output;  // null: the projection writes it
+  E* output;  // null: the whole-row epilogue writes it
   int64_t output_stride;
   C* c = nullptr;      // LSTM: updated in place
   E* saved = nullptr;  // kSave: [rows, plane, hidden] activated gates
@@ -28,8 +30,8 @@ struct CellRows {
   int64_t bias_stride = 0;
 };
 
-// `at` is a copy, whose pointers advance by a row: of a reference the compiler must assume that the stores change it,
-// and reloading the pointers took longer than the arithmetic, which waits on latency.
+// The pointers of `at` advance by a row. `at` is a copy: the compiler would have to assume that the stores change a
+// reference. Reloading its pointers took longer than the arithmetic, which waits on latency.
 template <bool kFull, bool kSave, class E, Cell kCell>
 void run_rows(CellRows<E, kCell> at) {
   using S = Simd<ComputeOf<E>>;

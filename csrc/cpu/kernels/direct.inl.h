@@ -1,10 +1,13 @@
-// Products straight from a row-major weight, without packing: for calls of few rows (a streaming step, a cell), where
-// packing would cost several times the product itself.
+// The direct form of the product: from a row-major weight, without packing. Compiled once per instruction set.
 //
-// The weight's rows are dotted with the rows of A: kUnits x R accumulators of partial sums over k, then each group of
-// kLanes partial sums is added up, which leaves one vector of units, as multiply() does.
+// Calls of few rows use it (a streaming step, a cell). Packing would cost them several times the product itself.
+// The rows of the weight are dotted with the rows of A. A tile holds R x kUnits vectors of partial sums over k. Then
+// the lanes of each vector are added up. What is left are vectors of units, as multiply() gives them.
+//
+// Shapes   as in tile_product.inl.h; A may have any number of rows.
+// Limits   column_stride of the weight is 1, and the panel's shape is not dense.
 
-// sums += a[0 .. lanes) * w[0 .. lanes), the first `count` elements only.
+// The operand of one multiply: kLanes elements, or pairs of bfloat16. Only the first `count` elements without kFull.
 template <class E, bool kFull>
 RNNFAST_INLINE typename Simd<ComputeOf<E>>::V dot_load(const E* p, [[maybe_unused]] int count) {
   using S = Simd<ComputeOf<E>>;
@@ -17,6 +20,7 @@ RNNFAST_INLINE typename Simd<ComputeOf<E>>::V dot_load(const E* p, [[maybe_unuse
   }
 }
 
+// sum + a * w, lane by lane.
 template <class E>
 RNNFAST_INLINE typename Simd<ComputeOf<E>>::V dot_add(typename Simd<ComputeOf<E>>::V sum,
                                                       typename Simd<ComputeOf<E>>::V a,
@@ -29,6 +33,8 @@ RNNFAST_INLINE typename Simd<ComputeOf<E>>::V dot_add(typename Simd<ComputeOf<E>
     return sum + a * w;
 }
 
+// R rows of A times kUnits rows of the weight. Vector `u` of row r, sums[r * kLanes + u], still has kLanes partial
+// sums.
 template <class E, int R, int kUnits>
 void dot_tile(typename Simd<ComputeOf<E>>::V* sums, Operand<E> a, int64_t depth, const E* weight, int64_t stride) {
   using S = Simd<ComputeOf<E>>;
@@ -59,8 +65,8 @@ void dot_tile(typename Simd<ComputeOf<E>>::V* sums, Operand<E> a, int64_t depth,
     for (int u = 0; u < kUnits; ++u) sums[r * S::kLanes + u] = acc[r][u];
 }
 
-// The sum over the lanes of each of kLanes vectors, that of vector i in lane i: log2(kLanes) rounds of folding vector i
-// and i + half in two, which takes half of a transpose's shuffles.
+// Lane i of the result is the sum over the lanes of vector i. Each of log2(kLanes) rounds folds vectors i and i + half
+// into one. This takes half of the shuffles of a transpose.
 template <class T>
 RNNFAST_INLINE typename Simd<T>::V lane_sums(typename Simd<T>::V (&v)[Simd<T>::kLanes]) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -80,11 +86,12 @@ RNNFAST_INLINE typename Simd<T>::V lane_sums(typename Simd<T>::V (&v)[Simd<T>::k
   return v[0];
 }
 
-// Units and rows that share their loads, an accumulator for each pair of them: as many as there are registers. 6 rows
-// at once take 0.75 of the time of 3 and 3 (AVX-512, H 256; with the 16 registers of AVX2 3 and 4 rows are alike).
-constexpr int kDotUnits = 4, kDotRows = kAccumulators / kDotUnits;
+// Units and rows that share their loads. A pair of them has one accumulator. 6 rows at once take 0.75 of the time of 3
+// and 3 (AVX-512, H 256). With the 16 registers of AVX2, 3 and 4 rows take equal time.
+constexpr int kDotUnits = TileSize::kDotUnits, kDotRows = TileSize::kAccumulators / kDotUnits;
 
-// One vector of units for R rows: out[r * out_stride] = the dot products of A's row r with `count` rows of the weight.
+// One vector of units for R rows: out[r * out_stride] holds the dot products of A's row r with `count` rows of the
+// weight.
 template <class E, int R>
 void dot_vector(typename Simd<ComputeOf<E>>::V* out, int out_stride, Operand<E> a, int64_t depth, const E* weight,
                 int64_t stride, int count) {
@@ -112,8 +119,7 @@ void dot_rows(typename Simd<ComputeOf<E>>::V* out, int out_stride, int rows, Ope
   ((rows == kIndex + 1 ? dot_vector<E, kIndex + 1>(out, out_stride, a, depth, weight, stride, count) : void()), ...);
 }
 
-// What multiply() would give for one block of `shape` (not dense), from the weight itself (row-major: column_stride
-// is 1).
+// As multiply() for one block of `shape`, from the weight itself.
 template <class E>
 void multiply_direct(typename Simd<ComputeOf<E>>::V* out, const PanelShape<E>& shape, int64_t block, int rows,
                      Operand<E> a, const Weight& weight) {
@@ -129,4 +135,14 @@ void multiply_direct(typename Simd<ComputeOf<E>>::V* out, const PanelShape<E>& s
                   std::make_integer_sequence<int, kDotRows>());
     });
   }
+}
+
+// One block of A W^T: from a packed panel, or from the weight itself where `panel` is null.
+template <class E>
+RNNFAST_INLINE void multiply_block(typename Simd<ComputeOf<E>>::V* out, const PanelShape<E>& shape, int64_t block,
+                                   int rows, Operand<E> a, const E* panel, const Weight& weight) {
+  if (panel)
+    multiply<E>(out, shape.width(block), rows, a, shape.padded_depth(), panel);
+  else
+    multiply_direct<E>(out, shape, block, rows, a, weight);
 }

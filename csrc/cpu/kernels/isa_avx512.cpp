@@ -2,4 +2,5 @@
 #define RNNFAST_ISA avx512
 #define RNNFAST_NAME "avx512"
 #define RNNFAST_VECTOR_BYTES 64
+#define RNNFAST_VECTOR_REGISTERS 32
 #include "cpu/kernels/kernels.inl.h"

@@ -1,6 +1,10 @@
-// Everything that is compiled once per instruction set. An isa_*.cpp defines RNNFAST_ISA (its namespace) and
-// RNNFAST_VECTOR_BYTES, and is compiled with that set's flags. Nothing outside that namespace may be emitted here as a
-// shared (weak) symbol, or the linker could keep this copy for older machines: no std containers, all headers inside.
+// Everything that is compiled once per instruction set.
+//
+// An isa_*.cpp has the flags of its set. It defines RNNFAST_ISA (the namespace), RNNFAST_NAME, RNNFAST_VECTOR_BYTES and
+// RNNFAST_VECTOR_REGISTERS. Tests of single parts (tests/kernels) define RNNFAST_PARTS_ONLY and include that file.
+//
+// Nothing outside the namespace may be emitted as a shared (weak) symbol: the linker could keep this copy for machines
+// that lack its instructions. So the kernels use no std containers, and all their headers are inside the namespace.
 #include <omp.h>
 #include <sched.h>
 #include <time.h>
@@ -28,25 +32,41 @@
 namespace rnnfast::RNNFAST_ISA {
 // clang-format off: each needs those above it
 #include "cpu/kernels/workspace.h"
-#include "cpu/kernels/team.h"
+#include "cpu/kernels/contention.h"
+#include "cpu/kernels/threads.h"
 #include "cpu/kernels/vec.h"
-#include "cpu/kernels/gemm.inl.h"
+#include "cpu/kernels/tile_size.h"
+#include "cpu/kernels/elements.h"
+#include "cpu/kernels/panels.inl.h"
+#include "cpu/kernels/tile_product.inl.h"
 #include "cpu/kernels/direct.inl.h"
-#include "cpu/kernels/plan.inl.h"
+#include "cpu/kernels/forward_plan.inl.h"
+#include "cpu/kernels/forward_layer.inl.h"
+#include "cpu/kernels/forward_prepare.inl.h"
 #include "cpu/kernels/cell_rows.inl.h"
+#include "cpu/kernels/whole_row.inl.h"
+#include "cpu/kernels/forward_step.inl.h"
 #include "cpu/kernels/forward.inl.h"
 #include "cpu/kernels/wavefront.inl.h"
 #include "cpu/kernels/outer_sum.inl.h"
 #include "cpu/kernels/stretches.h"
 #include "cpu/kernels/step_backward.inl.h"
+#include "cpu/kernels/backward_layer.inl.h"
+#include "cpu/kernels/backward_prepare.inl.h"
+#include "cpu/kernels/backward_step.inl.h"
+#include "cpu/kernels/backward_sums.inl.h"
 #include "cpu/kernels/backward.inl.h"
 // clang-format on
 
+#if !defined(RNNFAST_PARTS_ONLY)
 extern const Kernels kKernels;
 #if defined(RNNFAST_BF16_ONLY)
-const Kernels kKernels = {RNNFAST_NAME, nullptr, nullptr, forward<BFloat16>, nullptr, nullptr, backward<BFloat16>};
+const Kernels kKernels = {
+    RNNFAST_NAME, nullptr, nullptr, forward_stack<BFloat16>, nullptr, nullptr, backward_layer<BFloat16>};
 #else
-const Kernels kKernels = {RNNFAST_NAME,    forward<float>,   forward<double>, nullptr,
-                          backward<float>, backward<double>, nullptr};
+const Kernels kKernels = {RNNFAST_NAME, forward_stack<float>,  forward_stack<double>,
+                          nullptr,      backward_layer<float>, backward_layer<double>,
+                          nullptr};
+#endif
 #endif
 }  // namespace rnnfast::RNNFAST_ISA

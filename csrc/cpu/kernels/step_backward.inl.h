@@ -1,17 +1,20 @@
-// Backward of one time step of few rows: a cell's step, or a layer at T = 1.
+// Backward of one time step of few rows: a cell's step, or a layer at T = 1. Compiled once per instruction set.
 //
-// Packing the transposed weights, as backward.inl.h does, would cost several times the step itself. Here the weights
-// are read once, row by row, as they lie, and their gradients, outer products of few terms, are written once.
+// LayerBackward packs the transposed weights, which would cost several times the step itself. Here the weights are read
+// once, row by row, in place. Their gradients are outer products of few terms and are written once.
 //
-// Who owns    every thread computes all gate gradients for itself (they are few), then a part of the columns of the
-// what        gradients of h and x and a part of the units of the weight gradients; so threads never wait.
-// Limits      no projection, and rows of the weights contiguous.
+// Shapes     dgates [rows, planes * H], one copy per thread and direction
+// Ownership  Every thread computes all gate gradients for itself, because they are few. Then it has a part of the
+// columns
+//            of the gradients of h and x, and a part of the units of the weight gradients.
+// Sync       None.
+// Limits     Up to kStepBackwardRows rows, no projection, and contiguous rows of the weights.
 
-// The weights are read once per group of kMaxRows. With 16 rows the sums for the weights still run at MKL's rate or
-// above (Zen 4, H 256 and 512); more rows were not tried.
+// The weights are read once per group of TileSize::kMaxRows rows. With 16 rows, the sums for the weights still run at
+// MKL's rate or above (Zen 4, H 256 and 512). More rows were not tried.
 constexpr int64_t kStepBackwardRows = 16;
 
-// The products of a step with its gate gradients dgates [rows, stride]; `planes` names each gate's plane of them.
+// The products of a step with its gate gradients dgates [rows, stride]. `planes` has the plane of each gate.
 template <class T>
 struct StepProducts {
   using S = Simd<T>;
@@ -21,8 +24,9 @@ struct StepProducts {
   int64_t rows, hidden, stride;
   int gates, threads;
 
-  // grad_W[gate * H + unit] = sum over rows of dgates[row, plane of the gate, unit] * right[row]. Units that share the
-  // loads of `right`; one where those are few, because memory is then the limit and likes to be written in order.
+  // grad_W[gate * H + unit] = sum over rows of dgates[row, plane of the gate, unit] * right[row]. Four units share the
+  // loads of `right`. With few rows it is one unit at a time, because memory is then the limit, and writes in order are
+  // fastest.
   void outer_products(const T* dgates, const int* planes, const T* right, int64_t columns, T* out, Range units) const {
     for (int gate = 0; gate < gates; ++gate) {
       const T* const left = dgates + planes[gate] * hidden;
@@ -75,53 +79,54 @@ struct StepProducts {
     }
   }
 
-  // out[row] = `start`[row] (null: zero) + dgates[row] W, this thread's part of the columns.
-  void product(const T* dgates, const int* planes, const Weight& weight, int64_t columns, const T* start, T* out,
-               int thread) const {
+  // out[row] = start[row] + dgates[row] W, this thread's part of the columns. start null: zero.
+  void multiply_weight(const T* dgates, const int* planes, const Weight& weight, int64_t columns, const T* start,
+                       T* out, int thread) const {
     const Range vectors = part_of(ceil_div(columns, kLanes), thread, threads);
-    for_row_tiles(rows, kMaxRows, [&](int64_t first, int count) {
-      const Part part{dgates + first * stride, start ? start + first * columns : nullptr, out + first * columns};
-      if (count == 1) part_product<1>(part, planes, weight, columns, vectors);
-      if (count == 2) part_product<2>(part, planes, weight, columns, vectors);
-      if (count == 3) part_product<3>(part, planes, weight, columns, vectors);
-      if (count == 4) part_product<4>(part, planes, weight, columns, vectors);
-      if (count == 5) part_product<5>(part, planes, weight, columns, vectors);
-      if (count == 6) part_product<6>(part, planes, weight, columns, vectors);
-      if (count == 7) part_product<7>(part, planes, weight, columns, vectors);
-      if (count == 8) part_product<8>(part, planes, weight, columns, vectors);
+    for_row_tiles(rows, TileSize::kMaxRows, [&](int64_t first, int count) {
+      const RowGroup group{dgates + first * stride, start ? start + first * columns : nullptr, out + first * columns};
+      if (count == 1) multiply_group<1>(group, planes, weight, columns, vectors);
+      if (count == 2) multiply_group<2>(group, planes, weight, columns, vectors);
+      if (count == 3) multiply_group<3>(group, planes, weight, columns, vectors);
+      if (count == 4) multiply_group<4>(group, planes, weight, columns, vectors);
+      if (count == 5) multiply_group<5>(group, planes, weight, columns, vectors);
+      if (count == 6) multiply_group<6>(group, planes, weight, columns, vectors);
+      if (count == 7) multiply_group<7>(group, planes, weight, columns, vectors);
+      if (count == 8) multiply_group<8>(group, planes, weight, columns, vectors);
     });
   }
 
-  struct Part {
+  struct RowGroup {
     const T *dgates, *start;
     T* out;
   };
 
   template <int R>
-  void part_product(const Part& part, const int* planes, const Weight& weight, int64_t columns, Range vectors) const {
-    constexpr int kVectors = std::min(kAccumulators / R, 8);
+  void multiply_group(const RowGroup& group, const int* planes, const Weight& weight, int64_t columns,
+                      Range vectors) const {
+    constexpr int kVectors = std::min(TileSize::kAccumulators / R, 8);
     int64_t vector = vectors.first;
     for (; vector + kVectors <= vectors.last && (vector + kVectors) * kLanes <= columns; vector += kVectors)
-      product_tile<R, kVectors, true>(part, planes, weight, columns, vector * kLanes, kLanes);
+      multiply_tile<R, kVectors, true>(group, planes, weight, columns, vector * kLanes, kLanes);
     for (; vector < vectors.last; ++vector) {
       const int lanes = int(std::min<int64_t>(kLanes, columns - vector * kLanes));
-      lanes == kLanes ? product_tile<R, 1, true>(part, planes, weight, columns, vector * kLanes, lanes)
-                      : product_tile<R, 1, false>(part, planes, weight, columns, vector * kLanes, lanes);
+      lanes == kLanes ? multiply_tile<R, 1, true>(group, planes, weight, columns, vector * kLanes, lanes)
+                      : multiply_tile<R, 1, false>(group, planes, weight, columns, vector * kLanes, lanes);
     }
   }
 
   template <int R, int NV, bool kFull>
-  void product_tile(const Part& part, const int* planes, const Weight& weight, int64_t columns, int64_t column,
-                    int lanes) const {
+  void multiply_tile(const RowGroup& group, const int* planes, const Weight& weight, int64_t columns, int64_t column,
+                     int lanes) const {
     V total[R][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v)
-        total[r][v] = part.start ? load_part<kFull>(part.start + r * columns + column + v * kLanes, lanes) : V{};
+        total[r][v] = group.start ? load_part<kFull>(group.start + r * columns + column + v * kLanes, lanes) : V{};
     for (int gate = 0; gate < gates; ++gate) {
       const T* const w = static_cast<const T*>(weight.data) + gate * hidden * weight.row_stride + column;
-      const T* const left = part.dgates + planes[gate] * hidden;
+      const T* const left = group.dgates + planes[gate] * hidden;
       for (int64_t begin = 0; begin < hidden; begin += kChainDepth) {
         const int64_t end = std::min<int64_t>(begin + kChainDepth, hidden);
         V sums[R][NV] = {};
@@ -142,7 +147,7 @@ struct StepProducts {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) store_part<kFull>(part.out + r * columns + column + v * kLanes, total[r][v], lanes);
+      for (int v = 0; v < NV; ++v) store_part<kFull>(group.out + r * columns + column + v * kLanes, total[r][v], lanes);
   }
 };
 
@@ -155,7 +160,7 @@ class StepBackward {
   static constexpr int kLanes = S::kLanes;
   static constexpr int kGates = gate_count(kCell);
   static constexpr int kPlanes = grad_planes(kCell);
-  // Plane of each gate, for the products with x and with h; GRU's planes are n_x r z n_h.
+  // The plane of each gate, for the products with x and with h. GRU's planes are n_x r z n_h.
   static constexpr int kInput[4] = {kCell == Cell::kGru ? 1 : 0, kCell == Cell::kGru ? 2 : 1,
                                     kCell == Cell::kGru ? 0 : 2, 3};
   static constexpr int kHidden[4] = {kCell == Cell::kGru ? 1 : 0, kCell == Cell::kGru ? 2 : 1,
@@ -179,18 +184,16 @@ class StepBackward {
         stride_(kPlanes * call.shape.hidden_size) {
     const double flops = 6. * rows_ * shape_.directions * shape_.gate_rows() * (shape_.input_size + shape_.hidden_size);
     threads_ = int(std::clamp<double>(flops / kFlopsPerThread, 1, call.threads));
-    lay_out_memory();
-    workspace_.allocate();
-    lay_out_memory();
+    workspace_.lay_out([this] { take_arrays(); });
   }
 
-  // False, with nothing done, if the threads could not be had.
+  // False if the threads could not be had: then nothing was done.
   bool run() {
-    return run_team(threads_, [&](int thread) { run_thread(thread); });
+    return run_threads(threads_, [&](int thread) { run_thread(thread); });
   }
 
  private:
-  void lay_out_memory() {
+  void take_arrays() {
     dgates_ = workspace_.take<T>(threads_ * shape_.directions * rows_ * stride_);
     carry_ = workspace_.take<T>(kCell == Cell::kGru ? threads_ * shape_.directions * rows_ * hidden_ : 0);
   }
@@ -201,7 +204,7 @@ class StepBackward {
       const BackwardDirection<T, T>& direction = call_.direction[d];
       T* const dgates = dgates_of(thread, d);
       T* const carry = kCell == Cell::kGru ? carry_ + (thread * shape_.directions + d) * rows_ * hidden_ : nullptr;
-      // The gradient of c is per unit and belongs to the first thread alone.
+      // Only the first thread stores the gradient of c.
       T* const grad_cx = thread == 0 ? direction.grad_cx : nullptr;
       for (int64_t row = 0; row < rows_; ++row) {
         for (int64_t unit = 0; unit < hidden_; unit += kLanes)
@@ -218,10 +221,10 @@ class StepBackward {
         }
       }
       if (direction.grad_hx)
-        products.product(dgates, kHidden, direction.weights.hh, hidden_, carry, direction.grad_hx, thread);
+        products.multiply_weight(dgates, kHidden, direction.weights.hh, hidden_, carry, direction.grad_hx, thread);
       if (call_.grad_input)
-        products.product(dgates, kInput, direction.weights.ih, shape_.input_size, d ? call_.grad_input : nullptr,
-                         call_.grad_input, thread);
+        products.multiply_weight(dgates, kInput, direction.weights.ih, shape_.input_size,
+                                 d ? call_.grad_input : nullptr, call_.grad_input, thread);
     }
   }
 

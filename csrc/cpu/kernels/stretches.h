@@ -1,11 +1,12 @@
-// How backward cuts time into stretches of steps, and where their rows are kept. Compiled once per instruction set.
+// How backward cuts time into stretches of steps, and where the rows of a stretch are kept. Compiled once per
+// instruction set.
 //
-// All stretches use the same memory, from the last one in time to the first. A stretch of two steps or more writes its
-// last step, the first that it walks, behind the first step of the stretch after it, which that step needs.
+// The walk is backward, and all stretches use the same memory. A stretch stores its latest step right after the next
+// stretch's earliest one, because it needs that one. This takes stretches of at least two steps.
 
 class Stretches {
  public:
-  // As many stretches of nearly equal numbers of rows as it takes for `limit` rows in each, but two steps at least.
+  // Stretches of nearly equal numbers of rows: about `limit` rows each, but at least two steps.
   Stretches(const Schedule& schedule, int64_t limit)
       : schedule_(schedule), wanted_(std::max<int64_t>(1, ceil_div(schedule.total, limit))) {
     for (int64_t first = 0; first < schedule.steps; ++count_) {
@@ -15,7 +16,7 @@ class Stretches {
     }
   }
 
-  void lay_out(Workspace& workspace) {
+  void take_arrays(Workspace& workspace) {
     first_ = workspace.take<int64_t>(count_ + 1);
     kept_ = workspace.take<int64_t>(schedule_.steps);
     if (!first_) return;
@@ -28,7 +29,7 @@ class Stretches {
 
   int64_t count() const { return count_; }
   int64_t kept_rows() const { return kept_rows_; }
-  // Where the first row of time t is kept.
+  // Where the first row of time t is kept, in rows.
   int64_t kept(int64_t t) const { return kept_[t]; }
   Range steps(int64_t stretch) const { return {first_[stretch], first_[stretch + 1]}; }
   Range rows(int64_t stretch) const { return {row_of(first_[stretch]), row_of(first_[stretch + 1])}; }

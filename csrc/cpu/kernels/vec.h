@@ -1,12 +1,13 @@
-// A SIMD vector for the CPU kernels: GCC/Clang vector extensions, so one source serves SSE2, AVX2, AVX-512 and NEON.
+// A SIMD vector of the CPU kernels, and the activations on it. Compiled once per instruction set.
 //
-// Simd<T> is the `Math` of common/cell.h for T = float or double. Included once per instruction set, inside that
-// set's namespace, after RNNFAST_VECTOR_BYTES (16, 32 or 64) is defined. a * b + c becomes one fma instruction where
-// the instruction set has it (-ffp-contract=fast, the compilers' default for GNU C++).
+// GCC and Clang vector extensions let one source serve SSE2, AVX2, AVX-512 and NEON. RNNFAST_VECTOR_BYTES is 16, 32 or
+// 64. Simd<T> is the `Math` of common/cell.h for T = float or double.
 //
-// Activations share one exponential of base 2, without a library's special cases. Absolute error against float64 in
-// float32: sigmoid below 1e-7, tanh below 1.8e-7 (tests/test_robustness.py).
-// NaN passes through: every clamp keeps its first operand when that is NaN.
+// a * b + c becomes one fma instruction where the instruction set has it (-ffp-contract=fast, the default of GNU C++).
+//
+// All activations use one exponential of base 2, without the special cases of a library. The absolute error in float32,
+// against float64, is below 1e-7 for sigmoid and below 1.8e-7 for tanh (tests/test_robustness.py).
+// NaN passes through, because clamp() keeps a NaN.
 
 template <class T>
 struct Simd {
@@ -21,11 +22,12 @@ struct Simd {
     return v;
   }
   static RNNFAST_INLINE void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
-  static RNNFAST_INLINE V set(T x) { return x - V{}; }  // x - 0 is x for -0 too, so no instruction is left of it
+  // x - 0 is x, for x = -0 too. So the compiler leaves a broadcast only.
+  static RNNFAST_INLINE V set(T x) { return x - V{}; }
   static RNNFAST_INLINE V zero() { return V{}; }
   static RNNFAST_INLINE V one() { return set(T(1)); }
 
-  // The first `count` lanes only; memory beyond them is neither read nor written.
+  // The first `count` lanes only. Memory beyond them is neither read nor written.
   static RNNFAST_INLINE V load_first(const T* p, int count) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4)
@@ -62,7 +64,8 @@ struct Simd {
 #endif
 
   static RNNFAST_INLINE V clamp(V x, T low, T high) {
-    // The comparison is two instructions per bound; x86's max and min are one, and return their second operand for NaN.
+    // x86's max and min take one instruction per bound, a comparison takes two. They return their second operand if one
+    // is NaN.
     if constexpr (sizeof(T) == 4) {
 #if defined(__AVX512F__)
       return (V)_mm512_min_ps((__m512)set(high), _mm512_max_ps((__m512)set(low), (__m512)x));
@@ -82,30 +85,32 @@ struct Simd {
   static RNNFAST_INLINE V reciprocal(V x) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
-      const V guess = (V)_mm512_rcp14_ps((__m512)x);  // 14 bits, doubled by one Newton step
+      const V guess = (V)_mm512_rcp14_ps((__m512)x);  // 14 exact bits; one Newton step doubles them
       return guess + guess * (one() - guess * x);
     }
 #endif
     return one() / x;
   }
 
-  // 2^t = s p + s with s = 2^n, n the nearest integer, p = 2^(t - n) - 1.
+  // 2^t = s p + s, where n is the nearest integer of t, s = 2^n and p = 2^(t - n) - 1.
   static RNNFAST_INLINE void exp2_parts(V t, V& p, V& s) {
-    // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits, and the bias makes it 2^n's exponent.
+    // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits. The bias turns it into the exponent of
+    // 2^n.
     constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23) + 127 : T(0x1.8p52) + 1023;
     constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
     const V shifted = t + set(kRound);
     const V f = t - (shifted - set(kRound));
     V q;
     if constexpr (sizeof(T) == 4) {
-      // Minimax (Lawson) for (2^f - 1) / f on |f| <= 1/2: relative error 2e-8 with these rounded coefficients.
+      // A minimax polynomial (Lawson) of (2^f - 1) / f on |f| <= 1/2. Its relative error is 2e-8 with these rounded
+      // coefficients.
       constexpr T kCoefficients[] = {1.5403512225e-04f, 1.3390735257e-03f, 9.6182376146e-03f,
                                      5.5503573269e-02f, 2.4022649229e-01f, 6.9314718246e-01f};
       q = set(kCoefficients[0]);
       for (int term = 1; term < 6; ++term) q = q * f + set(kCoefficients[term]);
       p = q * f;
     } else {
-      // Taylor of e^r to r^13, r = f ln2: the first omitted term is 4e-18 of e^r.
+      // The Taylor series of e^r up to r^13, r = f ln2. The first omitted term is 4e-18 of e^r.
       constexpr double kInverseFactorial[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800,
                                               1. / 362880,     1. / 40320,     1. / 5040,     1. / 720,
                                               1. / 120,        1. / 24,        1. / 6,        1. / 2};
@@ -119,7 +124,7 @@ struct Simd {
 
   static constexpr T kLog2e = T(1.44269504088896340736);
 
-  // d = 1 + e^-x, so sigmoid(x) = 1 / d. Beyond the clamp sigmoid has reached 1, or is below 1e-28.
+  // d = 1 + e^-x, so sigmoid(x) = 1 / d. Beyond the clamp sigmoid is 1, or below 1e-28.
   static RNNFAST_INLINE V sigmoid_denominator(V x) {
     constexpr T kLimit = sizeof(T) == 4 ? T(93) : T(1000);
     V p, s;
@@ -127,8 +132,7 @@ struct Simd {
     return one() + (s * p + s);
   }
 
-  // e = e^2x - 1 to full relative precision, also for small x; tanh(x) = e / (e + 2), which beyond the clamp has
-  // reached 1.
+  // e = e^2x - 1 to full relative precision, also for small x. tanh(x) = e / (e + 2). Beyond the clamp tanh is 1 or -1.
   static RNNFAST_INLINE V tanh_numerator(V x) {
     constexpr T kLimit = sizeof(T) == 4 ? T(30) : T(60);
     V p, s;
@@ -143,7 +147,7 @@ struct Simd {
     return e * reciprocal(e + set(T(2)));
   }
 
-  // sigmoid(x) * tanh(y) with one reciprocal; the clamps keep the product of denominators below 2^126.
+  // sigmoid(x) * tanh(y) with one reciprocal. The clamps keep the product of the denominators below 2^126.
   static RNNFAST_INLINE V sigmoid_tanh(V x, V y) {
     const V e = tanh_numerator(y);
     return e * reciprocal(sigmoid_denominator(x) * (e + set(T(2))));

@@ -1,26 +1,30 @@
-// Forward of a stack of layers: one after the other by all threads, or as a wavefront where one cannot fill them.
+// Forward of a stack of layers: one layer after the other by all threads, or a wavefront, where a single layer cannot
+// keep the threads busy. Compiled once per instruction set.
 //
-// Wavefront   Time is cut into chunks. Layer k computes chunk c as soon as layer k - 1 has, while that is at c + 1.
-// Who owns    A thread owns every so many-th layer, whose weights stay in its caches; the chunks of layers that are
-// what        left over go round. All come to the tasks (layer, chunk) in one order, in which each is after those
-//             that it needs. If other programs take cores away, a thread takes every task that nobody has begun; if
-//             they hold them already, one thread computes all chunks, so that results do not depend on them.
-// Sync        A task waits for the same chunk of the layer before and for the previous chunk of its own layer.
-// Limits      One direction (the reverse one ends where the next layer would begin), and no ragged batches.
+// Wavefront  Time is cut into chunks. A task is one chunk of one layer. Layer k computes chunk c while layer k - 1
+// computes
+//            chunk c + 1.
+// Ownership  With n threads, a thread owns every n-th layer, so their weights stay in its caches. Layers that are left
+//            over change threads from chunk to chunk.
+//            If other programs take cores away, a thread takes every task that nobody has begun. If they hold the cores
+//            from the start, one thread does all tasks. The result is the same.
+// Sync       A task waits for the same chunk of the layer before and for the previous chunk of its own layer. All
+// threads
+//            visit tasks in one topological order.
+// Limits     One direction, because the reverse one ends where the next layer would begin. No ragged batches.
 
-// Rows of a chunk: a tile of an input product (AVX-512). Handing a chunk on costs ~0.2 us, and the last layer begins
-// the later the longer they are (Zen 4, 2 layers of LSTM, H 64, B 1: 12 rows 1.02-1.05 and 24 rows 1.1 times slower
-// than 6).
+// Rows of a chunk: one tile of an input product (AVX-512). Handing a chunk on costs ~0.2 us. Longer chunks let the last
+// layer begin later (Zen 4, 2 layers of LSTM, H 64, B 1: 12 rows are 1.02-1.05 and 24 rows 1.1 times slower than 6).
 constexpr int64_t kWaveRows = 6;
-// With fewer chunks per layer, filling and draining cost what the threads bring.
+// Chunks per layer, at least. With fewer, filling and draining the wavefront cost what the threads bring.
 constexpr int64_t kWaveChunks = 4;
-// As kFlopsPerThread: few rows run at half the speed of many.
+// Arithmetic per thread, at least. It is half of kFlopsPerThread, because few rows run at half the speed of many.
 constexpr double kWaveFlops = 3e6;
-// What the barriers of a step cost a layer whose units are cut, at least (Zen 4, 2 threads, LSTM, GRU and RNN, H 64 to
-// 256, B 1 and 4: a wavefront takes 0.55 to 1.05 of their time where the weights stay in L2, 1.2 where they do not).
+// How much longer a unit split takes for its barriers, at least. (Zen 4, 2 threads, LSTM, GRU and RNN, H 64 to 256, B 1
+// and 4: a wavefront takes 0.55 to 1.05 of the time of a unit split where the weights stay in L2, 1.2 where not.)
 constexpr double kUnitSplitCost = 1.1;
 
-// Threads of a wavefront through the layers; 1: one after the other is better.
+// Threads of a wavefront through these layers. 1: one layer after the other is better.
 template <class E, class C>
 int wave_threads(const ForwardCall<E, C>* layers, int64_t count, int64_t wave_steps) {
   const ForwardCall<E, C>& last = layers[count - 1];
@@ -37,7 +41,7 @@ int wave_threads(const ForwardCall<E, C>* layers, int64_t count, int64_t wave_st
   const bool in_cache = shape.gate_rows() * (shape.input_size + shape.output_size()) * sizeof(E) <= kAtStepBytes;
   if (threads <= 1 || !in_cache) return 1;
   const ThreadGrid grid = grid_of(last, last.threads);
-  const double one_by_one = flops / grid.size() * (grid.units > 1 ? kUnitSplitCost : 1);
+  const double one_by_one = flops / grid.size() * (grid.unit_parts > 1 ? kUnitSplitCost : 1);
   const double chunks = double(schedule.steps / wave_steps), filling = (chunks + threads - 1) / chunks;
   return most * count / threads * filling < one_by_one ? threads : 1;
 }
@@ -55,6 +59,7 @@ class Wavefront {
     for (int k = 0; k < count; ++k) layers_[k].forward.emplace(calls[k], 1, wave_steps);
   }
 
+  // All tasks, by one thread.
   void work_alone() {
     for (int k = 0; k < count_; ++k) {
       layers_[k].forward->prepare_wave();
@@ -62,7 +67,7 @@ class Wavefront {
     }
   }
 
-  // By thread `me` of `threads`.
+  // The work of thread `me` of `threads`.
   void work(int me, int threads) {
     for (int k = me; k < count_; k += threads) {
       layers_[k].forward->prepare_wave();
@@ -79,11 +84,12 @@ class Wavefront {
 
  private:
   struct Layer {
-    std::optional<Forward<E, kCell>> forward;
+    std::optional<LayerForward<E, kCell>> forward;
     alignas(128) std::atomic<int64_t> begun{0};      // chunks
     alignas(128) std::atomic<int64_t> finished{-1};  // chunks; -1: the weights are not packed yet
   };
 
+  // The thread that computes a chunk of layer k, if there is no contention.
   int owner(int k, int64_t chunk, int threads) const {
     return int((k < count_ - count_ % threads ? k : chunk) % threads);
   }
@@ -106,6 +112,7 @@ class Wavefront {
   Layer layers_[kMostLayers];
 };
 
+// Layers in groups of up to kMostLayers, each of them a wavefront.
 template <class E, Cell kCell>
 void run_waves(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count, int most_threads, int64_t wave_steps) {
   using Wave = Wavefront<E, kCell>;
@@ -124,22 +131,22 @@ void run_waves(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count, int mo
 }
 
 template <class E, Cell kCell>
-void forward_cell(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
+void forward_stack_of(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
   const int64_t wave_steps = ceil_div(kWaveRows, layers->schedule->batch);
   const int threads = wave_threads(layers, count, wave_steps);
   if (threads > 1) return run_waves<E, kCell>(layers, count, threads, wave_steps);
   for (int64_t k = 0; k < count; ++k)
-    if (!Forward<E, kCell>(layers[k], layers[k].threads).run()) Forward<E, kCell>(layers[k], 1).run();
+    if (!LayerForward<E, kCell>(layers[k], layers[k].threads).run()) LayerForward<E, kCell>(layers[k], 1).run();
 }
 
 template <class E>
-void forward(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
+void forward_stack(const ForwardCall<E, ComputeOf<E>>* layers, int64_t count) {
   switch (layers->shape.cell) {
     case Cell::kRnn:
-      return forward_cell<E, Cell::kRnn>(layers, count);
+      return forward_stack_of<E, Cell::kRnn>(layers, count);
     case Cell::kGru:
-      return forward_cell<E, Cell::kGru>(layers, count);
+      return forward_stack_of<E, Cell::kGru>(layers, count);
     case Cell::kLstm:
-      return forward_cell<E, Cell::kLstm>(layers, count);
+      return forward_stack_of<E, Cell::kLstm>(layers, count);
   }
 }

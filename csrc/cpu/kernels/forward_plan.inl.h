@@ -1,38 +1,43 @@
-// The plan of one forward call: its threads, and in which form each product reads its weights.
+// The plan of one layer's forward call: its threads, and the form in which each product reads its weights. Compiled
+// once per instruction set.
 
-// A chunk of W_ih x should stay in L2 beside the weights (1 MiB on Zen 4) and yet hold several full tiles of rows.
+// A chunk of W_ih x should stay in L2 beside the weights (1 MiB on Zen 4), and yet hold several full tiles of rows.
 constexpr int64_t kChunkBytes = 256 * 1024;
 constexpr int64_t kChunkTiles = 4;
 
-// Up to this many rows in all (B 1: steps) the weights, of so many bytes, are read in place: packing them costs more
-// than multiplying rows by vectors of k takes longer, the more the farther from the core they lie (Zen 4, H 64 to 1024,
-// 4 to 32 rows). Tiles of 4 rows by 4 units spill where there are 16 registers: 16 rows lose there.
+// Rows of a call, over all steps, up to which its weights are read in place. Below this count, packing costs more than
+// the slower unpacked product. The break-even rises with the size of the weights (Zen 4, H 64 to 1024, 4 to 32 rows).
 inline int64_t in_place_rows(int64_t weight_bytes) {
-  if (weight_bytes > 4 << 20) return kAccumulators == 24 ? 16 : 8;
+  if (weight_bytes > 4 << 20) return TileSize::kInPlaceRows;
   return weight_bytes > 256 << 10 ? 8 : 4;
 }
 
-// Where both weights fit in L2 together, a tile multiplies x and h one after the other and W_ih x never goes through
-// memory (LSTM and RNN; GRU's n keeps them apart). From 4 rows on: with fewer, many rows of x at once make better
-// tiles (3 rows, H 32 to 256: 1.02-1.11 times faster ahead with AVX-512 on Zen 4, 0.99-1.03 with AVX2).
+// Where both weights fit in L2 together, a tile multiplies x and then h, and W_ih x never goes through memory. This is
+// for LSTM and RNN, because the GRU keeps the two parts of n apart. With fewer than kAtStepRows rows, many rows of x at
+// once make better tiles (3 rows, H 32 to 256: forming W_ih x ahead is 1.02-1.11 times faster with AVX-512 on Zen 4,
+// 0.99-1.03 with AVX2).
 constexpr int64_t kAtStepBytes = 768 * 1024;
 constexpr int64_t kAtStepRows = 4;
 
+// When W_ih x is formed, and from what.
 enum class InputProduct {
-  kAhead,  // W_ih x of a chunk of steps, from packed weights
-  // Of all steps, each block of the weights packed just before it multiplies them. Where there are no more rows than I,
-  // W_ih x takes no more memory than the packed weight would (LSTM, H 512, B 1, T 100: packing 1.7 -> 0.75 ms a call).
+  kAhead,  // for a chunk of steps, from packed weights
+  // For all steps at once. Each block of the weights is packed just before its product and then forgotten. With no more
+  // rows than I, W_ih x takes no more memory than the packed weight would. (LSTM, H 512, B 1, T 100: packing takes 0.75
+  // ms per call instead of 1.7, Zen 4.)
   kInPassing,
-  kInPlace,  // of a chunk, from the unpacked weights; so are the other products then
+  kInPlace,  // for a chunk of steps, from unpacked weights; the other products read unpacked weights, too
   kAtStep,   // within the step, in the tile that multiplies h
 };
 
 struct ForwardPlan {
   ThreadGrid grid;
-  int quiet_units;  // grid.units where no other program holds the cores: what cuts products must not depend on that
+  // grid.unit_parts as if no other program held the cores. It decides how products are cut, so that contention changes
+  // no result.
+  int quiet_unit_parts;
   InputProduct input;
-  bool even_rows;      // the rows of a slice are evenly spaced across time steps: W_ih x is one product per chunk
-  int64_t wave_steps;  // 0: the layer is not one of a wavefront
+  bool even_rows;      // a slice's rows are evenly spaced across time steps, so W_ih x is one product per chunk
+  int64_t wave_steps;  // steps of a chunk of a wavefront; 0: the layer is in none
 };
 
 template <class E, class C>
@@ -60,11 +65,11 @@ ForwardPlan make_plan(const ForwardCall<E, C>& call, int threads, int64_t wave_s
   ForwardPlan plan;
   plan.wave_steps = wave_steps;
   plan.grid = grid_of(call, threads);
-  plan.quiet_units = plan.grid.units;
+  plan.quiet_unit_parts = plan.grid.unit_parts;
   plan.grid = plan.grid.now();
   plan.even_rows = plan.grid.slices == 1 || (schedule.padded() && schedule.batch % plan.grid.slices == 0);
 
-  bool rows_contiguous = true;  // what in-place products need
+  bool rows_contiguous = true;  // in-place products need it
   for (int d = 0; d < shape.directions; ++d) {
     const DirectionWeights& weights = call.direction[d].weights;
     rows_contiguous = rows_contiguous && weights.ih.column_stride == 1 && weights.hh.column_stride == 1 &&
