@@ -99,7 +99,8 @@ struct RowStream {
   const unsigned char* source;  // this thread's first piece in row 0 of the tile
   int row_bytes, width_bytes, plane_bytes, piece;
 
-  // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
+  RowStream() = default;
+  // `rows`: [N, row_size]. Copies kPlanes planes of `width` elements from its first element on.
   RNNFAST_DEVICE RowStream(const Element* rows, int row_size, int width) : RowStream(rows, row_size, width, width) {}
   // The same of planes that are `plane_size` apart.
   RNNFAST_DEVICE RowStream(const Element* rows, int row_size, int width, int plane_size)

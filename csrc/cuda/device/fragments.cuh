@@ -88,7 +88,7 @@ struct WeightTiles {
   unsigned char* shared;  // this lane's place in kSharedBytes
 
   // `weights`: kSharedBytes of shared memory.
-  RNNFAST_DEVICE void place(unsigned char* weights, Lane lane) {
+  RNNFAST_DEVICE void use_shared(unsigned char* weights, Lane lane) {
     shared = weights + lane.warp * (kSharedBytes / kWarps) + int(threadIdx.x) % kLanes * kPieceBytes;
   }
 

@@ -127,10 +127,10 @@ __global__ void __launch_bounds__(ClusterBackward<arithmetic, cell, kHidden, kPr
   typename Plan::Projection projection;
   unsigned char* const weight_stage = shared + Plan::kGateGrads + lane.warp * Plan::Stage::kBytes;
   const Weights<Element>& weights = layer.weights[direction];
-  recurrent.place(shared + Plan::kWeights, lane);
+  recurrent.use_shared(shared + Plan::kWeights, lane);
   Plan::template load_weights<Plan::kGates>(recurrent, weight_stage, weights.weight_hh, H, P, first_unit, lane);
   if constexpr (kProjected) {
-    projection.place(shared + Plan::kProjectionWeights, lane);
+    projection.use_shared(shared + Plan::kProjectionWeights, lane);
     Plan::template load_weights<1>(projection, weight_stage, weights.weight_hr, P, H, first_unit, lane);
   }
   Barrier* const barriers = reinterpret_cast<Barrier*>(shared + Plan::kBarriers);  // of the two buffers of parts

@@ -198,10 +198,10 @@ __global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kPro
   typename Plan::Recurrent recurrent;
   typename Plan::Projection projection;
   unsigned char* const weight_stage = shared + Plan::kStates + lane.warp * Plan::Stage::kBytes;
-  recurrent.place(shared + Plan::kWeights, lane);
+  recurrent.use_shared(shared + Plan::kWeights, lane);
   Plan::load_recurrent(recurrent, weight_stage, weights.weight_hh, H, P, first_unit, lane);
   if constexpr (kProjected) {
-    projection.place(shared + Plan::kProjectionWeights, lane);
+    projection.use_shared(shared + Plan::kProjectionWeights, lane);
     Plan::load_projection(projection, weight_stage, weights.weight_hr, H, P, first_unit / kTileRows * kTileRows, lane);
   }
   Barrier* const barriers = reinterpret_cast<Barrier*>(shared + Plan::kBarriers);  // of the two buffers

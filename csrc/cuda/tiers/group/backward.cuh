@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(GroupBackward<arithmetic, cell, kHidden, kProj
   const Weights<Element>& weights = layer.weights[direction];
   typename Plan::Recurrent recurrent;
   typename Plan::Projection projection;
-  recurrent.place(shared, lane);
+  recurrent.use_shared(shared, lane);
   using Stage = typename Plan::Stage;
   unsigned char* const stage = shared + Plan::kSums + lane.warp * Stage::kBytes;
   const auto read = [&](int chunk, uint4& first, uint4& second) { Stage::read(stage, lane, chunk, first, second); };
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(GroupBackward<arithmetic, cell, kHidden, kProj
     recurrent.load(block, plane * Slots::kPlaneChunks + part * Plan::kStageChunks, Plan::kStageChunks, read);
   }
   if constexpr (kProjected) {
-    projection.place(shared + Plan::kProjectionWeights, lane);
+    projection.use_shared(shared + Plan::kProjectionWeights, lane);
 #pragma unroll
     for (int from = 0; from < Plan::kProjectionDepth; from += Plan::kStageDepth) {
       const int k = lane.warp * Plan::kProjectionDepth + from;

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(GroupForward<arithmetic, cell, kHidden, kProje
 
   typename Plan::Recurrent recurrent;
   typename Plan::Projection projection;
-  recurrent.place(shared, lane);
+  recurrent.use_shared(shared, lane);
   using Stage = typename Plan::Stage;
   unsigned char* const stage = shared + Plan::kSums + lane.warp * Stage::kBytes;
   const auto read = [&](int chunk, uint4& first, uint4& second) { Stage::read(stage, lane, chunk, first, second); };
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(GroupForward<arithmetic, cell, kHidden, kProje
     recurrent.load(i, 0, kChunks, read);
   }
   if constexpr (kProjected) {
-    projection.place(shared + Plan::kProjectionWeights, lane);
+    projection.use_shared(shared + Plan::kProjectionWeights, lane);
 #pragma unroll
     for (int chunk = 0; chunk < Plan::Projection::kChunks; chunk += kChunks) {
       const int k = lane.warp * Plan::kProjectionDepth + chunk / kChunks * Plan::kDepth;

@@ -53,10 +53,10 @@ auto with_group_kernel(const Shape& shape, Use use) {
 // A group is a batch tile in one direction.
 inline int group_count(const Shape& shape) { return (shape.batch + kColumns - 1) / kColumns * shape.directions; }
 
-template <class Plan>
+template <class Traits>
 GroupResources group_resources(const Shape& shape) {
-  return {Plan::kThreads, Plan::kSharedBytes, (shape.hidden_size + Plan::kUnits - 1) / Plan::kUnits,
-          int64_t(group_count(shape)) * shape.steps * Plan::kStepBytes};
+  return {Traits::kThreads, Traits::kSharedBytes, (shape.hidden_size + Traits::kUnits - 1) / Traits::kUnits,
+          int64_t(group_count(shape)) * shape.steps * Traits::kStepBytes};
 }
 
 // How many groups of a kernel the current device can hold at once.
@@ -69,22 +69,22 @@ cudaError_t groups_at_once(void (*kernel)(Layer, unsigned char*, int), const Gro
   return error;
 }
 
-template <class Plan, class Layer>
+template <class Traits, class Layer>
 cudaError_t group_fits(void (*kernel)(Layer, unsigned char*, int), const Shape& shape, bool* fits) {
   int groups = 0;
-  const cudaError_t error = groups_at_once(kernel, group_resources<Plan>(shape), &groups);
+  const cudaError_t error = groups_at_once(kernel, group_resources<Traits>(shape), &groups);
   *fits = groups > 0;
   return error;
 }
 
 // Runs all groups of a kernel, as many at once as the device holds, unless it does not serve the layer.
-template <class Plan, class Layer>
+template <class Traits, class Layer>
 cudaError_t launch_groups(void (*kernel)(Layer, unsigned char*, int), const std::type_identity_t<Layer>& layer,
                           void* exchange, cudaStream_t stream) {
-  if (layer.hidden_size > Plan::kLargestHidden || layer.output_size > Plan::kLargestOutput ||
-      is_projected(layer) != Plan::kProjected)
+  if (layer.hidden_size > Traits::kLargestHidden || layer.output_size > Traits::kLargestOutput ||
+      is_projected(layer) != Traits::kProjected)
     return cudaErrorInvalidConfiguration;
-  const GroupResources resources = group_resources<Plan>(layer);
+  const GroupResources resources = group_resources<Traits>(layer);
   const dim3 block(resources.threads);
   const int groups = group_count(layer);
   if (groups == 0) return cudaSuccess;
