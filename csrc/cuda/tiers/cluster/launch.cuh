@@ -1,4 +1,4 @@
-// Launches of tier cluster: which of the compiled kernels serves a shape. Included by inst_cluster_*.cu only.
+// Launches of tier cluster: which of the compiled kernels serves a shape. For instance.cu and tests.
 #pragma once
 
 #include "cuda/tiers/cluster/backward.cuh"

@@ -1,4 +1,4 @@
-// Launches of tier CTA: which of the compiled kernels serves a shape. For instance.cu only.
+// Launches of tier CTA: which of the compiled kernels serves a shape. For instance.cu and tests.
 #pragma once
 
 #include "cuda/tiers/cta/backward.cuh"

@@ -1,4 +1,4 @@
-// Launches of tier group: which of the compiled kernels serves a shape. Included by inst_group_*.cu only.
+// Launches of tier group: which of the compiled kernels serves a shape. For instance.cu and tests.
 #pragma once
 
 #include "cuda/tiers/group/backward.cuh"
@@ -7,14 +7,14 @@ namespace rnnfast::cuda {
 
 constexpr int kGroupWarps = 8;  // two per scheduler of an SM, each with up to 255 registers per lane
 
-// The padded H of the kernels that exist: a kernel takes seconds to compile per architecture.
+// The padded H of the kernels that exist. Few: a kernel takes seconds to compile per architecture.
 constexpr int group_padded_hidden(int hidden) {
   return hidden <= 256 ? 256 : hidden <= 512 ? 512 : hidden <= 1024 ? round_up(hidden, 256) : round_up(hidden, 512);
 }
 
 // Calls use.template operator()<cell, kHidden, kProjection>() for the kernel that serves `shape`, a layer with a
-// projection. Forward's weights in a CTA grow with 4 P + H, backward's with 4 H + P: sizes follow the larger part, and
-// are few, for each costs 0.6 s (backward 0.9 s) of compilation per architecture.
+// projection. A CTA's weights grow with 4 P + H in forward, with 4 H + P in backward; sizes follow the larger part.
+// They are few: each costs 0.6 s (backward 0.9 s) of compilation per architecture.
 template <Arithmetic arithmetic, bool kBackward, class Use>
 auto with_projected_group_kernel(const Shape& shape, Use use) {
   constexpr int kLargest = group_largest_hidden(arithmetic), kHalf = kLargest / 2, kQuarter = kLargest / 4;
