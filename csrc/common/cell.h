@@ -1,7 +1,7 @@
 // The mathematics of the three cells, once for every backend that is written in C++ or CUDA.
 //
 // `Math` supplies a value type V (a SIMD vector on the CPU, a float on the GPU) with + - * and the functions
-// one(), sigmoid(V), tanh(V), sigmoid_tanh(V, V) (their product), relu(V), step(V) (0 where V <= 0, else 1). Notation
+// one(), sigmoid(V), tanh(V), sigmoid_tanh(V, V) (their product), relu(V), relu_slope(V) (0 where V <= 0, else 1). Notation
 // and derivations: docs/design/maths.md. All of this is per element; the matrix products W h and W x are the caller's.
 #pragma once
 
@@ -33,7 +33,7 @@ struct CellMath {
 
   // Gradient of the pre-activation; both derivatives follow from h itself.
   static RNNFAST_INLINE V rnn_backward(V dh, V h, bool relu) {
-    return relu ? dh * Math::step(h) : dh * (Math::one() - h * h);
+    return relu ? dh * Math::relu_slope(h) : dh * (Math::one() - h * h);
   }
 
   // In: pre-activations of r and z, x-side of n, W_hn h + b_hn, previous h. Out: activated r, z, n and the new h.

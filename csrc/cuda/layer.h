@@ -1,15 +1,15 @@
 // What every kernel of csrc/cuda takes: one layer with all its directions, as plain pointers to device memory.
 //
-// Only the recurrence is here: gates_x = x W_ih^T + biases comes from a matrix product before it, and the gradients of
-// weights, biases and x from products after it. Every tensor is contiguous; nothing is aligned beyond its element.
+// Kernels compute only the recurrence. A matrix product before it makes gates_x = x W_ih^T + biases. Products after it
+// make the gradients of weights, biases and x. Every tensor is contiguous, and aligned to its element only.
 //
-// Rows: a (time, sequence) pair is a row. Time t's rows start at offsets[t], or at t * B without offsets; sequence b is
-// at that plus b, and takes part while t < lengths[b]. Direction 1 starts at a sequence's last step, so both
-// directions may walk over t for all sequences alike, and a sequence's state stays what it is (hx and cx before its
-// first step, h_n and c_n after its last) wherever t >= lengths[b]. Three forms:
+// Rows: a (time, sequence) pair is a row. Time t's rows start at offsets[t], without offsets at t * B. Sequence b is at
+// that row plus b, and takes part while t < lengths[b]. Direction 1 starts at a sequence's last step. So both
+// directions walk over t for all sequences alike. Where t >= lengths[b], a sequence's state does not change: it is hx
+// and cx before the first step, h_n and c_n after the last. There are three forms:
 //   dense    offsets and lengths null
-//   padded   lengths only: rows with t >= lengths[b] exist in memory, are never read, and the kernels write zeros there
-//            to every result that has rows
+//   padded   lengths only: rows with t >= lengths[b] exist in memory. Kernels never read them, and write zeros there to
+//            every result that has rows
 //   packed   both: those rows do not exist
 #pragma once
 
@@ -39,10 +39,10 @@ template <class Element>
 struct Weights {
   const Element* weight_hh;  // [G*H, P]
   const Element* weight_hr;  // [P, H]; null: no projection
-  const Element* bias_hn;    // [H], GRU only: b_hn, the part of the bias that r multiplies; null: zeros
+  const Element* bias_hn;    // [H], GRU only: b_hn, the bias that r multiplies; null: zeros
 };
 
-// Element is the tensors' type: __nv_bfloat16, __half or float. "null" says what a null pointer means.
+// Element is the tensors' type: __nv_bfloat16, __half or float. "null:" says what a null pointer means.
 template <class Element>
 struct ForwardLayer : Shape {
   Weights<Element> weights[kMaxDirections];
@@ -69,7 +69,7 @@ struct BackwardLayer : Shape {
   const Element* grad_h_n;     // [D, B, P]; null: zeros
   const Element* grad_c_n;     // [D, B, H], LSTM only; null: zeros
   Element* grad_gates;  // [D, N, 4*H], GRU: n_x r z n_h (the first three multiply x, the last three h); RNN [D, N, H]
-  Element* grad_projected;  // [D, N, P]: gradient of h behind the projection; only where projected
+  Element* grad_projected;  // [D, N, P]: gradient of the projected h; only where projected
   Element* grad_hx;         // [D, B, P]
   Element* grad_cx;         // [D, B, H], LSTM only
 };
@@ -89,8 +89,8 @@ constexpr bool is_16_bit(Arithmetic arithmetic) {
 // Projections always shrink: PyTorch wants proj_size < hidden_size.
 inline bool is_projected(const Shape& shape) { return shape.output_size < shape.hidden_size; }
 
-// The largest H of tier CTA: up to 128 registers of each of 8 warps hold weights. A float takes a whole register, and a
-// second one or shared memory for its low part where products are exact.
+// The largest H of tier CTA: in each of 8 warps, up to 128 registers hold weights. A float takes a whole register.
+// Exact products need room for its low part too, in a second register or in shared memory.
 constexpr int cta_largest_hidden(Arithmetic arithmetic, Cell cell) {
   return (cell == Cell::kRnn ? 256 : 128) / (is_16_bit(arithmetic) ? 1 : 2);
 }

@@ -1,8 +1,8 @@
-// CUDA's words for g++: qualifiers, built-in variables, vector and 16-bit types, the few names of the host runtime.
+// CUDA's names for g++: qualifiers, vector and 16-bit types, a few names of the host runtime.
 //
-// Only what kernels may write directly. `__shared__` is missing on purpose: all shared memory is dynamic, so that it
-// can be poisoned and its bounds checked (primitives.cuh: shared_memory()). Include system and torch headers before
-// this one.
+// Only names that kernels may use directly. `__shared__` is missing on purpose: all shared memory is dynamic
+// (shared_memory() in primitives.cuh), so the emulator can fill it with NaN and check its bounds. Include system and
+// torch headers before this one.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -49,7 +49,7 @@ inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-// Storage only; arithmetic is done in float after to_float().
+// Storage only. Arithmetic is in float, after to_float().
 struct __nv_bfloat16 {
   uint16_t bits;
 };

@@ -27,7 +27,7 @@ void rnnfast_emulator_switch(void** save, void* to);
 }
 
 #if !defined(RNNFAST_FIBER_UCONTEXT)
-// The registers that a call preserves go to the old stack, those of the new one come back, `ret` continues there.
+// Saves the registers that a call preserves on the old stack, loads those of the new stack, and returns there.
 asm(R"(
   .text
   .globl rnnfast_emulator_switch
@@ -60,12 +60,12 @@ namespace {
 char* stacks = nullptr;
 size_t stack_count = 0;
 
-// The stack of the thread that called launch(): ASan tells it to the first fiber and wants it back at the end.
+// The stack of the thread that called launch(). ASan reports it to the first fiber and needs it at the end.
 const void* caller_stack = nullptr;
 size_t caller_bytes = 0;
 bool left_caller = false;
 
-// Two mappings per guarded stack; Linux allows a process 65530 of them.
+// A guarded stack takes two mappings. Linux allows a process 65530 of them.
 constexpr size_t kMostGuards = 8192;
 
 void finish_switch(void* asan_stack) {
@@ -79,8 +79,7 @@ void finish_switch(void* asan_stack) {
   left_caller = false;
 }
 
-// Stacks lie a power of two apart: without an offset the hot end of each would fall into the same few sets of the
-// cache.
+// Stacks lie a power of two apart. Without an offset, the hot ends of all would share a few sets of the cache.
 size_t colour(size_t index) { return index % 61 * 192; }
 
 }  // namespace
@@ -107,7 +106,7 @@ void release_stacks() {
 void prepare_fiber(Fiber& fiber, char* stack, size_t index, void (*entry)()) {
   fiber = {};
   fiber.stack = stack;
-  // Red zones of the frames that the stack's previous user never left.
+  // The stack's previous user may not have left its frames: removes their red zones.
   if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(stack, kStackBytes);
   if (__tsan_create_fiber) fiber.tsan_thread = __tsan_create_fiber(0);
 #if defined(RNNFAST_FIBER_UCONTEXT)
@@ -151,7 +150,7 @@ void destroy_fiber(Fiber& fiber, Fiber& caller, void* tag) {
     __tsan_destroy_fiber(fiber.tsan_thread);
     return;
   }
-  // TSan ends the process when a fiber goes that was stopped inside the runtime, ignored accesses and all: it stays.
+  // TSan ends the process if a fiber is destroyed that stopped inside the runtime, in an Ignore scope. So it stays.
   __tsan_switch_to_fiber(fiber.tsan_thread, 1);
   __tsan_release(tag);
   __tsan_switch_to_fiber(caller.tsan_thread, 1);

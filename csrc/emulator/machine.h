@@ -1,4 +1,4 @@
-// What the parts of the runtime share: blocks, warps, barriers, the schedule. Kernels never see this header.
+// What the runtime's parts share: blocks, warps, barriers, the schedule. Kernels never see this header.
 #pragma once
 #include <vector>
 
@@ -9,7 +9,7 @@ namespace rnnfast::emulator {
 struct Block;
 struct Cluster;
 
-// Counts arrivals; two tags, used in turn, carry the order that the barrier gives to TSan.
+// Counts arrivals. Two tags, used in turn, tell TSan the order that the barrier gives.
 struct Barrier {
   unsigned expected = 0, arrived = 0;
   uint64_t phase = 0;
@@ -52,7 +52,7 @@ struct Block {
   }
 };
 
-// Who runs next (schedule.cpp).
+// Which thread runs next (schedule.cpp).
 void schedule_start(const Options& options);    // new random numbers
 void schedule_reset(std::vector<Warp*> warps);  // the warps of the blocks that run now
 void make_ready(Thread* thread);
@@ -63,13 +63,13 @@ uint64_t random_below(uint64_t limit);
 // Ends the launch with an Error that blames no thread.
 [[noreturn]] void end_launch(const std::string& message);
 
-// Leaves the running thread until somebody makes it ready.
+// Leaves the running thread until make_ready() is called for it.
 void block_thread(const char* waits_for);
 
 // Asynchronous traffic (memory.cpp).
 void memory_reset();
 bool stores_under_way();
-bool unexpected_bytes();   // some mbarrier received more than was announced
+bool unexpected_bytes();   // whether some mbarrier received more bytes than were announced
 void deliver_one();        // one store_async, at random
 void deliver_sometimes();  // the same, by chance
 

@@ -1,4 +1,4 @@
-// Asynchronous traffic: copy_async groups of each thread, store_async between blocks, mbarriers; see runtime.h.
+// Asynchronous traffic: copy_async groups of each thread, store_async between blocks, mbarriers. See runtime.h.
 #include <unordered_map>
 
 #include "emulator/machine.h"
@@ -7,7 +7,7 @@ namespace rnnfast::emulator {
 
 namespace {
 
-// Completes a phase when nobody is missing (pending 0) and all announced bytes have come (bytes 0).
+// A phase completes when no arrival is missing (pending 0) and all announced bytes have come (bytes 0).
 struct Mbarrier {
   int arrivals = 0, pending = 0;
   int64_t bytes = 0;
@@ -28,7 +28,7 @@ constexpr int64_t kMaxBarrierBytes = (1 << 20) - 1;  // the hardware's counter
 
 std::unordered_map<void*, Mbarrier> barriers;
 std::vector<Store> stores;
-uint64_t deliver_every = 8;  // choices of the schedule per delivery; 0: only when nothing else can run
+uint64_t deliver_every = 8;  // the schedule's choices per delivery; 0: only when nothing else can run
 
 bool aligned(const void* address, size_t bytes) { return reinterpret_cast<uintptr_t>(address) % bytes == 0; }
 
@@ -61,7 +61,7 @@ void deliver(size_t index) {
   std::memcpy(store.destination, store.value, store.bytes);
   Mbarrier& barrier = find_barrier(store.barrier);
   barrier.bytes -= store.bytes;
-  // Bytes may come before they are announced, but only in a phase that still misses the announcement.
+  // Bytes may come before their announcement, but only in a phase that still waits for it.
   if (barrier.pending == 0 && barrier.bytes < 0) end_launch("mbarrier: more bytes arrived than were expected");
   progress();
   complete_phase(barrier);
@@ -170,7 +170,7 @@ void store_async(void* remote, const void* value, unsigned bytes, void* remote_b
   if (!aligned(remote, bytes)) fail("store_async: not aligned to its " + std::to_string(bytes) + " bytes");
   if (target->live == 0) fail("store_async to a block that has exited");
   Mbarrier& barrier = find_barrier(remote_barrier);
-  // The bytes may land from now on: readers of the old value must be done already.
+  // The bytes may land from now on: all reads of the old value must be over.
   mark_write(remote, bytes);
   release(&barrier.tags[barrier.phase & 1]);
   std::memset(remote, 0xFF, bytes);

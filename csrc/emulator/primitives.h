@@ -1,8 +1,8 @@
-// The primitives of csrc/cuda/primitives.cuh for the emulator: same names, same meaning, described there.
+// The primitives of csrc/cuda/device/primitives.cuh for the emulator: the same names and meaning, described there.
 //
-// Approximations err as far as PTX allows them to, by a function of the argument's bits: parity that holds here does
-// not hang on the host's better mathematics. Sums of an mma are exact within one instruction and then rounded towards
-// zero, which is how tensor cores are reported to work (a model, not a specification).
+// Approximations err as far as PTX allows, by a function of the argument's bits. So parity here does not depend on the
+// host's better mathematics. Sums of an mma are exact within one instruction and then rounded towards zero. Tensor
+// cores are reported to work like that (a model, not a specification).
 #pragma once
 #include <type_traits>
 
@@ -152,7 +152,8 @@ void store_async(RemoteAddress address, T value, RemoteAddress barrier) {
   emulator::store_async(address, &value, sizeof(T), barrier);
 }
 
-// --- Global memory that other blocks write while this one runs: words one by one, in any order, others in between
+// --- Global memory that other blocks write while this one runs: one word at a time, in any order, others run in
+// between
 
 inline uint32_t load_relaxed(const uint32_t* address) {
   emulator::observe();
@@ -208,7 +209,7 @@ inline float tanh_approximate(float x) {
   return std::clamp(emulator::perturb(std::tanh(static_cast<double>(x)), x, 11), -1.0f, 1.0f);
 }
 
-// --- Bounded waiting: the emulator knows when nothing happens any more
+// --- Bounded waiting: the emulator knows when nothing happens any more.
 
 [[noreturn]] inline void trap() { emulator::fail("trap()"); }
 

@@ -1,4 +1,4 @@
-// Launches: sets up blocks and fibers, runs them to the end, reports what went wrong; barriers of block and cluster.
+// Launches: sets up blocks and fibers, runs them to the end, reports errors. Also the barriers of block and cluster.
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -24,7 +24,7 @@ constexpr size_t kGuardBytes = 4096;
 #endif
 
 constexpr uint64_t kLoadsPerPoll = 64;  // loads of one round of a poll: its part of a row of h
-constexpr uint64_t kPatience = 4;       // rounds of fruitless polls until a late store_async must arrive
+constexpr uint64_t kPatience = 4;       // rounds of fruitless polls before a late store_async must arrive
 constexpr uint64_t kObserveEvery = 8;   // chances of a switch at a load; more would only cost time
 
 std::mutex one_launch;
@@ -39,7 +39,7 @@ unsigned live = 0;
 uint64_t fruitless_polls = 0, fruitless_loads = 0;
 char start_tag, end_tag;
 
-std::string place(const dim3& index) {
+std::string text_of(const dim3& index) {
   return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
 }
 
@@ -99,7 +99,7 @@ std::string blocked_threads() {
   std::map<std::string, int> count;
   for (const Thread& thread : threads) {
     if (thread.block && !thread.fiber.finished)
-      ++count["block " + place(thread.block_index) + " in " + thread.waits_for];
+      ++count["block " + text_of(thread.block_index) + " in " + thread.waits_for];
   }
   std::string text = "deadlock: nothing can run, " + std::to_string(live) + " threads have not returned:";
   int lines = 0;
@@ -158,7 +158,7 @@ struct Group {
     progress();
   }
 
-  // Runs all threads to their end; returns what went wrong.
+  // Runs all threads to their end. Returns an error's text, or nothing.
   std::string run() {
     current = &caller;
     in_launch = true;
@@ -194,8 +194,7 @@ void clean_up(size_t count, bool failed) {
     destroy_fiber(threads[i].fiber, caller.fiber, &end_tag);
     threads[i] = {};
   }
-  // TSan shall not order the blocks that run one after the other here, so the next ones need stacks that it has not
-  // seen.
+  // Blocks run one after the other here. TSan must not take that for their order, so the next ones get new stacks.
   if (failed || race_detector()) release_stacks();
 }
 
@@ -261,7 +260,8 @@ cudaError_t run(const Launch& launch, const std::function<void()>& body) {
 }
 
 void fail(const std::string& message) {
-  end_launch(message + "\n  in thread " + place(current->thread_index) + " of block " + place(current->block_index));
+  end_launch(message + "\n  in thread " + text_of(current->thread_index) + " of block " +
+             text_of(current->block_index));
 }
 
 void end_launch(const std::string& message) {
@@ -289,7 +289,7 @@ bool poll() {
 
 unsigned observe() {
   const Ignore ignore;
-  // A kernel polls through Spin, which is counted; this only stops a loop that forgot it.
+  // Kernels poll through Spin, which counts. This stops a loop without Spin.
   if (++fruitless_loads > kLoadsPerPoll * options.spin_rounds * live) fail("a poll without Spin does not end");
   if (random_below(kObserveEvery) == 0) {
     make_ready(current);

@@ -1,17 +1,16 @@
-// The emulator's machine: what a launch is, what the primitives of tests/emulator/primitives.h call.
+// The emulator's machine: what a launch is, and what the primitives of csrc/emulator/primitives.h call.
 //
-// Every CUDA thread of the blocks that run together is a fiber, and only one fiber runs at a time: a kernel is ordinary
-// C++ until it calls a primitive that waits. A primitive of a warp (mma, shuffle) is computed by the lane that comes
-// last; lanes in different primitives are an error. What the hardware leaves open is made as bad as it may be:
-//   - which warp runs next is random by seed. The default schedule gives warps random priorities, changes them now and
-//     then, and lets a warp that polls fall behind the others: one warp runs far ahead, which a uniform choice never
-//     shows;
-//   - shared memory starts as NaN (0xFF); so does the destination of a copy_async until the thread waits for it;
-//   - store_async arrives late and out of order, at the latest when nothing else can run;
-//   - blocks of an ordinary launch run one cluster after the other, in random order; a cooperative grid runs as a
-//   whole.
-// Misuse (divergence, barriers, bounds), deadlock and trap() end the launch by throwing Error from launch() on the
-// host. Not emulated: reordering of plain memory accesses by the hardware, proxies, bank conflicts, time.
+// Every CUDA thread of the blocks that run together is a fiber. Only one fiber runs at a time: a kernel is ordinary C++
+// until it calls a primitive that waits. The lane that comes last computes a primitive of a warp (mma, shuffle). Lanes
+// in different primitives are an error. Where the hardware has a choice, the emulator makes a bad one:
+//   - A seed decides which warp runs next. The default schedule gives warps random priorities and changes them at
+//   times.
+//     A warp that polls falls behind the others. So one warp may run far ahead, which a uniform choice never shows.
+//   - Shared memory starts as NaN (0xFF). So does the destination of a copy_async, until the thread waits for it.
+//   - store_async arrives late and out of order, at the latest when nothing else can run.
+//   - Clusters of an ordinary launch run one after the other, in random order. A cooperative grid runs as a whole.
+// Misuse (divergence, barriers, bounds), deadlock and trap() end the launch: launch() throws Error on the host.
+// Not emulated: reordering of plain memory accesses by the hardware, proxies, bank conflicts, time.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -32,17 +31,17 @@ enum class Schedule { kRandom, kUniform, kFifo };  // random warp priorities; an
 struct Options {
   uint64_t seed = 1;
   Schedule schedule = Schedule::kRandom;
-  // A poll gives up after this many fruitless rounds of all threads: no store, barrier or mma happened meanwhile. More
-  // than a kernel's shuffles between two of these.
+  // A poll gives up after this many rounds of all threads without a store, a barrier or an mma. A kernel has fewer
+  // shuffles than that between two of these.
   uint64_t spin_rounds = 1000;
-  // How many blocks fit the pretended device at once; a cooperative launch of more is refused.
+  // How many blocks fit the emulated device at once. A cooperative launch of more is refused.
   unsigned resident_blocks = 1u << 20;
 };
 
 Schedule schedule_named(const std::string& name);
 
-// The options of launches from now on, by any thread; also restarts the random numbers. A program that never calls it
-// gets them from the environment: RNNFAST_EMULATOR_SEED, _SCHEDULE (random, uniform, fifo), _SPIN_ROUNDS and
+// The options of all threads' launches from now on. Also restarts the random numbers. A program that never calls it
+// gets the options from the environment: RNNFAST_EMULATOR_SEED, _SCHEDULE (random, uniform, fifo), _SPIN_ROUNDS and
 // _RESIDENT_BLOCKS.
 void configure(const Options& options);
 
@@ -53,7 +52,7 @@ struct Launch {
   size_t shared_bytes = 0;
 };
 
-// Runs `body` once per thread. One launch at a time; the others wait. Throws Error.
+// Runs `body` once per thread. There is one launch at a time; other threads wait. Throws Error.
 cudaError_t run(const Launch& launch, const std::function<void()>& body);
 unsigned resident_blocks();
 
@@ -61,7 +60,7 @@ unsigned resident_blocks();
 struct Block;
 struct Warp;
 
-// A copy_async under way; `group` counts the copy_commit()s before it.
+// A copy_async under way. group: the number of copy_commit()s before it.
 struct Copy {
   void* shared;
   const void* global;
@@ -89,14 +88,15 @@ extern dim3 grid_size, block_size;
 // Ends the launch with an Error that names the thread.
 [[noreturn]] void fail(const std::string& message);
 
-// One round of a polling loop: yields; false when polling is hopeless. progress() says that something happened.
+// One round of a polling loop: lets others run; false when polling is hopeless. progress() says that something
+// happened.
 bool poll();
 void progress();
 
-// Before an access to memory that others write meanwhile: now and then lets them run first. Returns a random number.
+// Call it before an access to memory that others write: at times it lets them run first. Returns a random number.
 unsigned observe();
 
-// --- Collectives of a warp: `compute` sees the arguments of all lanes, in order of lane.
+// --- Collectives of a warp. `compute` gets the arguments of all lanes, in order of lane.
 using Collective = void (*)(void** arguments);
 void collective(Collective compute, void* argument, const char* name);
 void warp_barrier();

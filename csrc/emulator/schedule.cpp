@@ -1,4 +1,4 @@
-// Which thread runs next: three policies over one set of ready threads; see runtime.h for why warps get priorities.
+// Which thread runs next: three policies over one set of ready threads. Why warps get priorities: see runtime.h.
 #include <deque>
 #include <set>
 #include <utility>
@@ -9,7 +9,7 @@ namespace rnnfast::emulator {
 
 namespace {
 
-// One in this many choices gives a random warp a new priority: a handful of changes in a short kernel.
+// One in this many choices gives a random warp a new priority. A short kernel sees a few changes.
 constexpr uint64_t kChangeEvery = 512;
 constexpr uint64_t kMiddle = uint64_t{1} << 40;
 
@@ -46,7 +46,7 @@ uint64_t random_below(uint64_t limit) { return (random_bits() >> 32) % limit; }
 void schedule_start(const Options& options) {
   schedule = options.schedule;
   random_state = (options.seed + 1) * 0x9E3779B97F4A7C15ull | 1;
-  for (int i = 0; i < 8; ++i) random_bits();  // neighbouring seeds start alike
+  for (int i = 0; i < 8; ++i) random_bits();  // neighbouring seeds begin with similar numbers
 }
 
 void schedule_reset(std::vector<Warp*> warps) {

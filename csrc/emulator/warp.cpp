@@ -1,4 +1,5 @@
-// Collectives of a warp on plain arrays, lane by lane as PTX lays the tiles out (csrc/cuda/primitives.cuh); formats.
+// Collectives of a warp on plain arrays, in PTX's layout of tiles (csrc/cuda/device/primitives.cuh), and number
+// formats.
 #pragma GCC optimize("O3")  // the product of compute_mma() takes most of the emulator's time
 
 #include "emulator/warp.h"
@@ -26,7 +27,7 @@ float round_towards_zero(double value) {
 // Two columns of a tile at once.
 typedef double Pair __attribute__((vector_size(16)));
 
-// `per_register` elements in a register of 4 bytes: 2 of 16 bits, or one tf32; k = 8 per_register.
+// per_register: elements in a register of 4 bytes, 2 of 16 bits or one tf32. k = 8 per_register.
 template <int per_register, class Decode>
 void compute_mma(void** arguments, Decode decode) {
   constexpr int depth = 8 * per_register;
@@ -65,7 +66,7 @@ void compute_mma_bf16(void** arguments) {
 void compute_mma_half(void** arguments) {
   compute_mma<2>(arguments, [](uint32_t bits, int i) -> double { return from_half(bits >> 16 * i); });
 }
-void compute_mma_tf32(void** arguments) {  // the low 13 bits of a register are not looked at
+void compute_mma_tf32(void** arguments) {  // the hardware ignores the low 13 bits of a register
   compute_mma<1>(arguments, [](uint32_t bits, int) -> double { return bits_to_float(bits & 0xFFFFE000u); });
 }
 
@@ -134,7 +135,7 @@ float from_half(uint16_t bits) {
 }
 
 float perturb(double exact, float argument, int bits) {
-  // 7/8 of the bound: rounding to float below takes the rest.
+  // 7/8 of the bound; the rounding to float below takes the rest.
   const uint32_t hash = float_to_bits(argument) * 0x9E3779B1u >> 16;
   const double fraction = (static_cast<double>(hash) / 0xFFFF * 2 - 1) * 0.875;
   const float result = static_cast<float>(exact * (1 + fraction * std::ldexp(1.0, -bits)));

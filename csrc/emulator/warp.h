@@ -23,13 +23,13 @@ void compute_mma_bf16(void** arguments);
 void compute_mma_half(void** arguments);
 void compute_mma_tf32(void** arguments);
 
-// Round to nearest even; NaN becomes 0x7FFF, as the conversions of the hardware make it.
+// Round to nearest even. NaN becomes 0x7FFF, as in the hardware's conversions.
 uint16_t to_bf16(float value);
 uint16_t to_half(float value);
 float from_half(uint16_t bits);
 inline float from_bf16(uint16_t bits) { return __builtin_bit_cast(float, uint32_t{bits} << 16); }
 
-// `exact`, off by up to 2^-bits of itself; how far follows from the bits of `argument`.
+// `exact` with a relative error of up to 2^-bits. The bits of `argument` decide the error.
 float perturb(double exact, float argument, int bits);
 
 }  // namespace rnnfast::emulator

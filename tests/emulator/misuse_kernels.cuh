@@ -1,4 +1,4 @@
-// One kernel that breaks one rule of the device: each must end the launch with an error that names it.
+// One kernel that breaks one rule of the device. Each misuse must end the launch with an error that names it.
 //
 // Two blocks of 64 threads in a cluster, 256 bytes of shared memory each: an mbarrier at 0, data from 16 on.
 #pragma once

@@ -1,7 +1,7 @@
 // planted FORM BUG SEEDS SCHEDULE: runs planted.cuh's loops and prints "runs wrong errors" and the first error's text.
 //
-// FORM: "block", "cluster2", "group4", ... with the number of blocks. A program of its own, so that ASan and TSan
-// builds of it can run.
+// FORM: "block", "cluster2", "group4", ... with the number of blocks. It is a program, so ASan and TSan builds of it
+// can run.
 #include <cstdio>
 #include <cstdlib>
 #include <string>

@@ -1,19 +1,18 @@
-// A recurrent loop in miniature, three times: right, and with one bug planted. test_emulator.py asserts that each is
-// found.
+// A recurrent loop in miniature, in three forms: right, and with one bug planted. test_emulator.py asserts that each
+// bug is found.
 //
-// h [H] of each step is x/2 + (own neighbour's h + a far unit's h)/4, so that a unit reads what another warp wrote.
-// x [T, H], output [T, H], both float32 in global memory. A thread owns a unit for all steps.
-//   block_loop    blocks of H = 128 threads, each with an x and an output of its own. Shared memory: h twice (one
-//   written while the other is read, one
-//                 block_sync() per step), then the ring of four steps of x, filled by copy_async three steps ahead.
-//   cluster_loop  `ranks` blocks of 64 threads, H = 64 ranks. Shared memory: two mbarriers, h twice. Every thread pair
-//                 sends its two units to all ranks by store_async; the mbarrier of a buffer completes when all H have
-//                 come; thread 0 arms it again after it has waited. No barrier in the loop: who sends step t + 1's h
-//                 has received all of step t's, hence everybody has read the buffer it writes to. No barrier at the
-//                 end: the last step sends nothing.
-//   group_loop    `ranks` cooperative blocks of 64 threads, H = 64 ranks. h lies in global memory twice and is written
-//   by
-//                 plain stores; group_sync() once per step. No shared memory.
+// h [H] of each step is x/2 + (own neighbour's h + a far unit's h)/4, so a unit reads what another warp wrote.
+// x [T, H] and output [T, H] are float32 in global memory. A thread owns a unit for all steps.
+//   block_loop    Blocks of H = 128 threads, each with its own x and output. Shared memory: h in two buffers (one is
+//                 written while the other is read, one block_sync() per step), then the ring of four steps of x, filled
+//                 by copy_async three steps ahead.
+//   cluster_loop  `ranks` blocks of 64 threads, H = 64 ranks. Shared memory: two mbarriers, h in two buffers. Two
+//                 threads together send their two units to all ranks by store_async. The mbarrier of a buffer
+//                 completes when all H have come. Thread 0 arms it again after it has waited.
+//                 The loop needs no barrier: a thread that sends h of step t + 1 has received all of step t, so every
+//                 thread has read the buffer that it writes. The end needs none: the last step sends nothing.
+//   group_loop    `ranks` cooperative blocks of 64 threads, H = 64 ranks. h lies in two buffers in global memory. Plain
+//                 stores write it, with group_sync() once per step. No shared memory.
 #pragma once
 
 #include "cuda/device/primitives.cuh"

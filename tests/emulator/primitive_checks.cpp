@@ -1,4 +1,5 @@
-// Entry points for test_emulator.py (ctypes): launch the kernels of primitive_kernels.cuh. 0, or 1 and error_text().
+// Entry points for test_emulator.py (ctypes): they launch the kernels of primitive_kernels.cuh. They return 0, or 1
+// with error_text().
 #include <exception>
 #include <string>
 

@@ -1,6 +1,6 @@
-// One small kernel per primitive, all of them compiled by nvcc as well: test_emulator.py runs them and compares.
+// One small kernel per primitive. test_emulator.py runs them and compares; nvcc compiles them as well.
 //
-// Tiles are plain row-major matrices in global memory; each kernel spreads them over the lanes as primitives.cuh says.
+// Tiles are plain row-major matrices in global memory. Each kernel spreads them over the lanes as primitives.cuh says.
 #pragma once
 
 #include "cuda/device/math.cuh"
@@ -62,7 +62,7 @@ __global__ void convert_kernel(const float* value, int count, float* out, uint32
   }
 }
 
-// out [6, count]: exact sigmoid, tanh; approximate sigmoid, tanh; exact relu, step.
+// out [6, count]: exact sigmoid, tanh; approximate sigmoid, tanh; exact relu, relu_slope.
 __global__ void math_kernel(const float* x, int count, float* out) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
     out[i] = ExactMath::sigmoid(x[i]);
@@ -70,12 +70,12 @@ __global__ void math_kernel(const float* x, int count, float* out) {
     out[2 * count + i] = ApproximateMath::sigmoid(x[i]);
     out[3 * count + i] = ApproximateMath::tanh(x[i]);
     out[4 * count + i] = ExactMath::relu(x[i]);
-    out[5 * count + i] = ExactMath::step(x[i]);
+    out[5 * count + i] = ExactMath::relu_slope(x[i]);
   }
 }
 
-// Thread i copies `bytes` at source + 16 i in two groups of a copy each; `waits` 0: neither is waited for, 1: the older
-// one, 2: both. out [2, 32, 16 bytes]: what the thread then sees. Odd lanes' second copies are not valid.
+// Thread i copies `bytes` at source + 16 i in two groups of a copy each. waits: 0 for neither, 1 for the older one, 2
+// for both. out [2, 32, 16 bytes]: what the thread then sees. Odd lanes' second copies are not valid.
 template <int bytes, int waits>
 __global__ void copy_kernel(const unsigned char* source, unsigned char* out) {
   unsigned char* own = shared_memory() + 16 * threadIdx.x;

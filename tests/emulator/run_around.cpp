@@ -1,8 +1,8 @@
-// C entry points of the kernels around the recurrence (csrc/cuda/around.h), for tests/test_cuda_around.py.
+// C entry points of the kernels around the recurrence (csrc/cuda/device/around.h), for tests/test_cuda_around.py.
 #include <cstdint>
 
 #include "emulator/device.h"
-// After the device's words.
+// After emulator/device.h, which defines CUDA's names.
 #include "cuda/device/around.h"
 
 extern "C" {

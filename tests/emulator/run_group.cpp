@@ -1,5 +1,5 @@
-// Tier group's kernels in the emulator, called by tests/test_cuda_group.py through ctypes. Small H goes to kernels of 2
-// warps per CTA, which are not shipped: their slices of the depth are as small, and the threads are few.
+// Tier group's kernels in the emulator; test_cuda_group.py calls them through ctypes. Small H runs in kernels of 2
+// warps per CTA, which are not shipped: their slices of the depth are as small, with few threads.
 #include "run_group.h"
 
 #include <vector>
@@ -14,7 +14,7 @@ constexpr int kSmallHidden = 128, kSmallProjection = 64, kSmallWarps = 2;
 
 bool is_small(const Shape& shape) { return shape.hidden_size <= kSmallHidden; }
 
-// The exchange of a launch, of exactly its size; what lies there at first looks like values.
+// The exchange of a launch, of exactly its size. Its first content looks like values.
 std::vector<uint4> exchange_of(const GroupResources& resources) {
   return std::vector<uint4>(resources.exchange_bytes / sizeof(uint4));
 }
@@ -35,9 +35,9 @@ cudaError_t forward(const Shape& shape, void* const* data) {
     return launch_group_forward<arithmetic>(layer, exchange_of(group_forward_resources<arithmetic>(shape)).data(),
                                             nullptr);
   return with_cell(shape, [&]<Cell cell, int kProjection>() {
-    using Plan = GroupForward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>;
-    return launch_groups<Plan>(group_forward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
-                               exchange_of(group_resources<Plan>(shape)).data(), nullptr);
+    using Traits = GroupForward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>;
+    return launch_groups<Traits>(group_forward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
+                                 exchange_of(group_resources<Traits>(shape)).data(), nullptr);
   });
 }
 
@@ -48,9 +48,9 @@ cudaError_t backward(const Shape& shape, void* const* data) {
     return launch_group_backward<arithmetic>(layer, exchange_of(group_backward_resources<arithmetic>(shape)).data(),
                                              nullptr);
   return with_cell(shape, [&]<Cell cell, int kProjection>() {
-    using Plan = GroupBackward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>;
-    return launch_groups<Plan>(group_backward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
-                               exchange_of(group_resources<Plan>(shape)).data(), nullptr);
+    using Traits = GroupBackward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>;
+    return launch_groups<Traits>(group_backward<arithmetic, cell, kSmallHidden, kProjection, kSmallWarps>, layer,
+                                 exchange_of(group_resources<Traits>(shape)).data(), nullptr);
   });
 }
 

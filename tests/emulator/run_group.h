@@ -8,6 +8,6 @@ const char* rnnfast_group_backward(int arithmetic, const int64_t* sizes, void* c
 // What a launch takes: threads and bytes of shared memory of a CTA, CTAs of a group, bytes of the exchange.
 void rnnfast_group_resources(int arithmetic, const int64_t* sizes, int is_backward, int64_t* resources);
 void rnnfast_group_seed(uint64_t seed);
-// How many blocks fit the pretended device.
+// How many blocks fit the emulated device.
 void rnnfast_group_device(unsigned resident_blocks);
 }

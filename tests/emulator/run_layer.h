@@ -35,7 +35,7 @@ inline Shape shape_of(const int64_t* sizes, void* const* data) {
           .lengths = static_cast<const int32_t*>(data[1])};
 }
 
-// Fills the pointers of a layer in order of their declaration; data starts behind offsets and lengths.
+// Fills the pointers of a layer in order of their declaration. data starts after offsets and lengths.
 template <class Element>
 struct Pointers {
   void* const* next;
@@ -73,7 +73,7 @@ BackwardLayer<ElementOf<arithmetic>> backward_layer(const Shape& shape, void* co
   return layer;
 }
 
-// Calls use.template operator()<product>() for the product of this number.
+// Calls use.template operator()<arithmetic>() for the Arithmetic of this number.
 template <class Use>
 auto with_arithmetic(int arithmetic, Use use) {
   switch (Arithmetic(arithmetic)) {

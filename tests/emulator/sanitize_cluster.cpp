@@ -1,6 +1,6 @@
 // sanitize_cluster CELL H P T B ROWS SEED: forward and backward of tier cluster once, RNN in exact float and the others
-// in bfloat16, on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds of it
-// can run; it computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed".
+// in bfloat16, on arrays of exactly the needed size. It is a program, so ASan and TSan builds of it can run. Nobody
+// looks at its results. ROWS: "dense", "padded" or "packed".
 #include "cuda/tiers/cluster/launch.cuh"
 #include "sanitize_layer.h"
 
@@ -11,7 +11,7 @@ using rnnfast::Cell;
 
 template <Arithmetic arithmetic, Cell cell, bool kProjected = false>
 void run(const Shape& shape, const Rows& rows) {
-  // One size serves all: fewer kernels to build.
+  // One size serves all cells, to build fewer kernels.
   constexpr int kHidden = cluster_tile(arithmetic, cell, 1, kProjected).hidden;
   using Forward = ClusterForward<arithmetic, cell, kHidden, kProjected>;
   using Backward = ClusterBackward<arithmetic, cell, kHidden, kProjected>;

@@ -1,6 +1,6 @@
 // sanitize_cta CELL H P T B ROWS SEED: forward and backward of tier CTA once, in bfloat16 and in exact float, on arrays
-// of exactly the size that they need. A program of its own, so that ASan and TSan builds of it can run; it computes
-// nothing that anybody looks at. ROWS: "dense", "padded", "packed" or "empty", padded rows that no sequence has.
+// of exactly the needed size. It is a program, so ASan and TSan builds of it can run. Nobody looks at its results.
+// ROWS: "dense", "padded", "packed" or "empty" (padded rows that no sequence has).
 #include "cuda/tiers/cta/launch.cuh"
 #include "sanitize_layer.h"
 
@@ -9,7 +9,7 @@ namespace {
 using namespace rnnfast::cuda;
 using rnnfast::Cell;
 
-// One size serves all: fewer kernels to build.
+// One size serves all cells, to build fewer kernels.
 constexpr int kHidden = 64;
 
 template <Arithmetic arithmetic, Cell cell, bool kProjected>

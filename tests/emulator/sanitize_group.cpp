@@ -1,7 +1,7 @@
 // sanitize_group CELL H P T B ROWS SEED MEMBERS: forward and backward of tier group once, in bfloat16 and in exact
-// float, on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds of it can
-// run; it computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed". MEMBERS: "all", or "forward" or
-// "backward" for a launch of that pass in which the last CTA of every group never runs.
+// float, on arrays of exactly the needed size. It is a program, so ASan and TSan builds of it can run. Nobody looks at
+// its results. ROWS: "dense", "padded" or "packed". MEMBERS: "all"; or "forward" or "backward" for a launch of that
+// pass in which the last CTA of every group never runs.
 #include <cstdio>
 #include <cstdlib>
 
@@ -13,16 +13,16 @@ namespace {
 using namespace rnnfast::cuda;
 using rnnfast::Cell;
 
-// One size serves all: fewer kernels to build. Two warps: TSan allows some 8000 threads. With a projection H may be so
-// large that some members' units lie beyond the padded P.
+// One size serves all cells, to build fewer kernels. Two warps, because TSan allows some 8000 threads. With a
+// projection, H may be so large that some members' units lie beyond the padded P.
 constexpr int kHidden = 64, kProjectedHidden = 128, kProjection = 64, kWarps = 2;
 
 // As launch_groups() does it, with `missing` members fewer.
-template <class Plan, class Layer>
+template <class Traits, class Layer>
 void run_groups(void (*kernel)(Layer, unsigned char*, int), const Layer& layer, int missing) {
-  const GroupResources resources = group_resources<Plan>(layer);
+  const GroupResources resources = group_resources<Traits>(layer);
   std::vector<uint4> exchange(resources.exchange_bytes / sizeof(uint4));
-  if (missing == 0) return check(launch_groups<Plan>(kernel, layer, exchange.data(), nullptr));
+  if (missing == 0) return check(launch_groups<Traits>(kernel, layer, exchange.data(), nullptr));
   std::fill(exchange.begin(), exchange.end(), uint4{kMissing, kMissing, kMissing, kMissing});
   const dim3 grid(unsigned(resources.members - missing), unsigned(group_count(layer)));
   check(launch(kernel, grid, dim3(resources.threads), 1, true, resources.shared_bytes, nullptr, layer,

@@ -1,5 +1,5 @@
-// What the programs for sanitizers share (sanitize_*.cpp): a layer on arrays of exactly the size that it needs, with
-// numbers that nobody looks at.
+// What the programs for sanitizers share (sanitize_*.cpp): a layer on arrays of exactly the needed size. Nobody looks
+// at its numbers.
 #pragma once
 
 #include <cstdio>

@@ -1,6 +1,6 @@
 // sanitize_step CELL H P T B ROWS LARGE SEED: forward, with and without saving, and backward of tier step, in bfloat16
-// and in exact float, on arrays of exactly the size that they need. A program of its own, so that ASan and TSan builds
-// of it can run; it computes nothing that anybody looks at. ROWS: "dense", "padded" or "packed"; LARGE: 0 or 1.
+// and in exact float, on arrays of exactly the needed size. It is a program, so ASan and TSan builds of it can run.
+// Nobody looks at its results. ROWS: "dense", "padded" or "packed". LARGE: 0 or 1.
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +16,7 @@ namespace {
 using namespace rnnfast::cuda;
 using rnnfast::Cell;
 
-// Numbers in [-0.5, 0.5), the same at every run, of arrays that live as long as this does.
+// Arrays of numbers in [-0.5, 0.5), the same at every run. They live as long as this object.
 template <class Element>
 class Arrays {
  public:
@@ -65,9 +65,9 @@ void run(const Shape& shape, bool large) {
   forward.output = arrays.make(N * D * P), forward.h_n = arrays.make(D * B * P);
   forward.c_n = arrays.make(D * B * H, lstm);
   forward.carry = wide.make(D * B * H, lstm);
-  forward.cells = arrays.make(D * B * H, projected);
+  forward.unprojected = arrays.make(D * B * H, projected);
   forward.aligned = aligned(forward.output, P * size) && aligned(forward.hx, P * size);
-  forward.aligned_cells = aligned(forward.cells, H * size);
+  forward.aligned_unprojected = aligned(forward.unprojected, H * size);
   check(run_step_forward<arithmetic>(std::bit_cast<StepForward<void>>(forward), large, nullptr));
   forward.gates = arrays.make(D * N * 4 * H, shape.cell != Cell::kRnn);
   forward.c = wide.make(D * N * H, lstm);

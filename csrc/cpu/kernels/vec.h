@@ -79,7 +79,7 @@ struct Simd {
     return x > set(high) ? set(high) : x;
   }
   static RNNFAST_INLINE V relu(V x) { return x < zero() ? zero() : x; }
-  static RNNFAST_INLINE V step(V x) { return x <= zero() ? zero() : one(); }
+  static RNNFAST_INLINE V relu_slope(V x) { return x <= zero() ? zero() : one(); }
 
   // 1 / x for finite normal x.
   static RNNFAST_INLINE V reciprocal(V x) {

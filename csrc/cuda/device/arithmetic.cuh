@@ -1,8 +1,8 @@
 // How each Arithmetic stores, multiplies and rounds: the element type, its operand words, the mma that takes them.
 //
 // An operand word is 32 bits: a pair of 16-bit elements, or one float. An mma takes 16 rows of weights times 8 columns
-// of state over 8 words of depth. Arithmetic::kExact keeps two operands, `high` (the leading 11 bits of a float) and
-// `low` (the next 11): high * high + high * low + low * high errs like a float product, and tensor cores take both.
+// of state over 8 words of depth. Arithmetic::kExact splits a float into two operands that tensor cores take: `high`,
+// its leading 11 bits, and `low`, the next 11. high * high + high * low + low * high is as accurate as a float product.
 #pragma once
 
 #include "cuda/device/math.cuh"
@@ -19,7 +19,7 @@ struct ArithmeticTraits16 {
   using Element = Element_;
   static constexpr int kParts = 1;  // operands: high, and low where exact
 
-  // Stores elements k and k + 1 (k even) of an operand; `to` is k's place.
+  // Stores elements k and k + 1 (k even) of an operand. to: where k goes.
   static RNNFAST_DEVICE void store_pair(unsigned char* to, int /*part_bytes*/, float first, float second) {
     *reinterpret_cast<uint32_t*>(to) = pack<Element>(first, second);
   }
@@ -35,7 +35,7 @@ struct ArithmeticTraits32 {
   static constexpr int kParts = kExact ? 2 : 1;
 
   static RNNFAST_DEVICE uint32_t high(uint32_t word) { return to_tf32(__uint_as_float(word)); }
-  // What `high` leaves, rounded; the difference itself is exact.
+  // The rest of the word after `high`, rounded. The difference itself is exact.
   static RNNFAST_DEVICE uint32_t low(uint32_t word, uint32_t high) {
     return to_tf32(__uint_as_float(word) - __uint_as_float(high));
   }
@@ -63,7 +63,7 @@ struct ArithmeticTraits<Arithmetic::kExact> : ArithmeticTraits32<true> {};
 template <Arithmetic arithmetic>
 using ElementOf = typename ArithmeticTraits<arithmetic>::Element;
 
-// A pair of neighbours as floats, from shared memory, where pairs are always aligned.
+// A pair of neighbours in shared memory as floats. Pairs are always aligned there.
 template <class Element>
 RNNFAST_DEVICE float2 load_shared_pair(const unsigned char* from) {
   if constexpr (sizeof(Element) == 2) {
@@ -74,14 +74,14 @@ RNNFAST_DEVICE float2 load_shared_pair(const unsigned char* from) {
   }
 }
 
-// Elements at and at + 1 of a row of `size` in global memory, zeros beyond it.
+// Elements at and at + 1 of a row in global memory; zeros from `size` on.
 template <class Element>
 RNNFAST_DEVICE float2 load_pair(const Element* row, int at, int size) {
   return {at < size ? to_float(row[at]) : 0.f, at + 1 < size ? to_float(row[at + 1]) : 0.f};
 }
 
-// Stores value(plane, half), of two neighbours in each plane: `to` is where the first one of plane 0 goes, planes are
-// `plane_size` apart, `rest` elements of a plane are left from there on. `aligned`: see pairs_aligned.
+// Stores two neighbours of each plane, value(plane, 0) and value(plane, 1). to: where the first one of plane 0 goes.
+// Planes are plane_size apart. rest: the elements of a plane from there on. aligned: see pairs_aligned.
 template <int kPlanes, class Element, class Value>
 RNNFAST_DEVICE void store_pairs(Element* to, int plane_size, int rest, bool aligned, Value value) {
   if (rest <= 0) return;
@@ -102,13 +102,13 @@ RNNFAST_DEVICE void store_pairs(Element* to, int plane_size, int rest, bool alig
   }
 }
 
-// Elements 2 * half + j of `values`, for store_pairs of one plane.
+// Column j of [unit half][column] values, for store_pairs of one plane.
 RNNFAST_DEVICE auto column_of(const float (&values)[4], int j) {
   return [&values, j](int, int half) { return values[2 * half + j]; };
 }
 
-// Whether neighbours from an even element on may be stored as one word, in rows of `size` from `base` on. Null, which
-// stores nothing, counts as such.
+// Whether two neighbours, the first one even, may be stored as one word, in rows of `size` elements from base on. True
+// for null, where nothing is stored.
 template <class Element>
 RNNFAST_DEVICE bool pairs_aligned(const Element* base, int size) {
   return size % 2 == 0 && reinterpret_cast<uintptr_t>(base) % (2 * sizeof(Element)) == 0;

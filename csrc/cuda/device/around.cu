@@ -1,5 +1,7 @@
-// The small kernels around the recurrence (around.h): one thread per number, or a warp per row, no shared memory, no
-// synchronisation.
+// The small kernels around the recurrence (around.h).
+//
+// Ownership   One thread per number, or a warp per row. Larger counts than the largest grid take several rounds.
+// Sync        None, and no shared memory.
 #include "cuda/device/around.h"
 
 #include <algorithm>
@@ -14,7 +16,7 @@ namespace {
 
 constexpr int kThreads = 256, kWarp = 32;
 
-// One thread per number; a count beyond the largest grid is walked through with the stride of the grid.
+// One thread per number.
 template <class... Parameters, class... Args>
 cudaError_t launch_over(int64_t count, cudaStream_t stream, void (*kernel)(Parameters...), const Args&... args) {
   const int64_t blocks = std::clamp(divide_up(count, kThreads), int64_t(1), int64_t(1) << 20);
@@ -24,7 +26,7 @@ cudaError_t launch_over(int64_t count, cudaStream_t stream, void (*kernel)(Param
 RNNFAST_DEVICE int64_t first_index() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
 RNNFAST_DEVICE int64_t index_stride() { return int64_t(gridDim.x) * kThreads; }
 
-// Calls `run` with a value of the product's element type.
+// Calls run(value) with a value of the arithmetic's element type.
 template <class Run>
 cudaError_t with_element(Arithmetic arithmetic, Run&& run) {
   switch (arithmetic) {
@@ -60,11 +62,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// kChunk batch sizes as a kernel's argument, within the 4 KiB that every device takes.
+// kChunk batch sizes as a kernel's argument. Every device takes 4 KiB of arguments.
 constexpr int kChunk = 256;
 struct BatchSizes {
   int64_t first_step, first_row;
-  int64_t count, following;  // sizes in here; the batch size after them, 0 at the end
+  int64_t count, following;  // number of sizes; the batch size after them, 0 at the end
   int32_t sizes[kChunk];
   int64_t rows_before[kChunk];  // of first_row
 };
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
     write_schedule_kernel(const __grid_constant__ BatchSizes chunk, int64_t* offsets, int32_t* lengths) {
   for (int64_t i = first_index(); i < chunk.count; i += index_stride())
     offsets[chunk.first_step + i] = chunk.first_row + chunk.rows_before[i];
-  // Sequences that end within the chunk: sizes fall, so those larger than b are the steps that b takes part in.
+  // Sequences that end within the chunk. Sizes fall, so sequence b takes part in the steps whose size exceeds b.
   for (int64_t b = chunk.following + first_index(); b < chunk.sizes[0]; b += index_stride()) {
     int steps = 0;
     for (int bit = kChunk / 2; bit; bit /= 2)
@@ -83,14 +85,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Row `from`, null for zeros, to `to`, by the lanes of a warp.
+// Copies a row by the lanes of a warp. from: null for zeros.
 template <class Piece>
 RNNFAST_DEVICE void copy_row(Piece* to, const Piece* from, int64_t count) {
 #pragma unroll 4
   for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp) to[i] = from ? from[i] : Piece{};
 }
 
-// A warp per row, for to find a row takes divisions. Rows are copied in pieces of 16 bytes where all are aligned so.
+// A warp per row, because finding a row takes divisions. Pieces have 16 bytes where all rows are aligned to that.
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
     gather_previous_kernel(const __grid_constant__ Shape shape, const Element* output, const Element* hx,
@@ -118,10 +120,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class Element>
 __global__ void __launch_bounds__(kThreads)
-    cell_outputs_kernel(const __grid_constant__ Shape shape, const Element* gates, const float* c, Element* cells) {
+    cell_outputs_kernel(const __grid_constant__ Shape shape, const Element* gates, const float* c,
+                        Element* unprojected) {
   const int64_t H = shape.hidden_size;
   for (int64_t i = first_index(); i < shape.directions * shape.rows * H; i += index_stride())
-    cells[i] = from_float<Element>(to_float(gates[i / H * 4 * H + 3 * H + i % H]) * ExactMath::tanh(c[i]));
+    unprojected[i] = from_float<Element>(to_float(gates[i / H * 4 * H + 3 * H + i % H]) * ExactMath::tanh(c[i]));
 }
 
 }  // namespace
@@ -173,13 +176,13 @@ cudaError_t gather_previous(Arithmetic arithmetic, const Shape& shape, const voi
   });
 }
 
-cudaError_t cell_outputs(Arithmetic arithmetic, const Shape& shape, const void* gates, const float* c, void* cells,
-                         cudaStream_t stream) {
+cudaError_t cell_outputs(Arithmetic arithmetic, const Shape& shape, const void* gates, const float* c,
+                         void* unprojected, cudaStream_t stream) {
   const int64_t count = shape.directions * shape.rows * shape.hidden_size;
   return with_element(arithmetic, [&](auto element) {
     using Element = decltype(element);
     return launch_over(count, stream, cell_outputs_kernel<Element>, shape, static_cast<const Element*>(gates), c,
-                       static_cast<Element*>(cells));
+                       static_cast<Element*>(unprojected));
   });
 }
 

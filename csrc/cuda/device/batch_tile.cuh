@@ -2,17 +2,17 @@
 //
 // Tensors of rows keep PyTorch's layout, plane after plane of hidden_size elements: [rows, planes * H]. A ring of
 // a few stages in shared memory holds the coming steps' rows. All threads copy them together, by cp.async in 16-byte
-// pieces, whatever the unit that a thread computes; the barrier that ends a step makes a stage visible to all.
-// A plane begins at a multiple of 64 bytes there, so lanes read aligned pairs even where H is odd: then cp.async cannot
-// copy (it wants source and destination aligned alike, 4 bytes at least) and pieces are narrower, down to one element.
+// pieces; a thread copies other units than it computes. The barrier that ends a step makes a stage visible to all.
+// In a stage a plane begins at a multiple of 64 bytes, so lanes read aligned pairs even where H is odd. cp.async needs
+// source and destination aligned alike, to 4 bytes at least: where H is odd, pieces are narrower, down to one element.
 #pragma once
 
 #include "cuda/device/fragments.cuh"
 
 namespace rnnfast::cuda {
 
-// Stages of the ring. A copy has one step less to arrive: 0.75 us at the shortest step of 0.25 us (an estimate), the
-// latency of a busy DRAM. Exact steps are over twice as long, and their weights need the shared memory.
+// Stages of the ring. A copy has one step less than that to arrive: 0.75 us, the latency of a busy DRAM, where the
+// shortest step takes 0.25 us (an estimate). Exact steps take over twice as long, and their weights need the memory.
 constexpr int ring_stages(Arithmetic arithmetic) { return arithmetic == Arithmetic::kExact ? 3 : 4; }
 
 // 8 neighbouring sequences in one direction. Sequences beyond the batch have length 0.
@@ -40,30 +40,30 @@ struct BatchTile {
   RNNFAST_DEVICE int time(int step, bool against = false) const {
     return (direction == 1) != against ? steps - 1 - step : step;
   }
-  // The time of step 0; 0 where no sequence has a step, which is before no length. (In time() it costs registers.)
+  // The time of step 0. 0 where no sequence has a step; no length exceeds it then. (The max costs registers in time().)
   RNNFAST_DEVICE int first_time(bool against) const { return max(time(0, against), 0); }
-  // The row of the tile's first sequence. Times outside of the loop count as its ends: nobody uses those rows.
+  // The row of the tile's first sequence. Times outside the loop become its ends; nobody uses those rows.
   RNNFAST_DEVICE int64_t row(int t) const {
     t = min(max(t, 0), steps - 1);
     return (offsets ? offsets[t] : int64_t(t) * batch) + first;
   }
 };
 
-// The widest piece that divides an address and all distances (in bytes) between what is copied.
+// The widest piece that divides the address and all distances (in bytes) of a copy.
 RNNFAST_DEVICE int piece_bytes(const void* base, int64_t distances) {
   const int64_t bits = int64_t(reinterpret_cast<uintptr_t>(base)) | distances | kPieceBytes;
   return int(bits & -bits);
 }
 
-// A thread's part of a plane that kGroup threads copy in turns, piece by piece: from its first piece on, `bytes` before
-// the plane's end. kMost: the most bytes of a plane. In whole pieces of 16 bytes, without branches:
+// kGroup threads copy a plane in turns, piece by piece. This copies one thread's part, in pieces of 16 bytes, without
+// branches. bytes: from its first piece to the plane's end. kMost: the most bytes of a plane.
 template <int kGroup, int kMost>
 RNNFAST_DEVICE void copy_wide(unsigned char* to, const unsigned char* from, int bytes) {
 #pragma unroll
   for (int at = 0; at < kMost; at += kGroup * kPieceBytes)
     if (at < bytes) copy_async<kPieceBytes>(to + at, from + at);
 }
-// and in narrower ones:
+// The same in narrower pieces.
 template <int kGroup>
 RNNFAST_DEVICE void copy_narrow(unsigned char* to, const unsigned char* from, int bytes, int piece) {
 #pragma unroll 1
@@ -77,8 +77,8 @@ RNNFAST_DEVICE void copy_narrow(unsigned char* to, const unsigned char* from, in
   }
 }
 
-// How many neighbouring threads copy one plane: a power of two, with the number of groups a multiple of kColumns, such
-// that a thread copies from one column only.
+// How many neighbouring threads copy one plane: a power of two. The number of such groups is a multiple of kColumns, so
+// a thread copies from one column only.
 RNNFAST_INLINE constexpr int copy_group(int plane_bytes, int threads) {
   int group = kLanes;
   while (group > 1 && (group * kPieceBytes > plane_bytes || threads % (group * kColumns) != 0)) group /= 2;
@@ -89,7 +89,7 @@ RNNFAST_INLINE constexpr int copy_group(int plane_bytes, int threads) {
 template <class Element, int kPlanes, int kWidth, int kThreads>
 struct RowStream {
   static constexpr int kPlaneBytes = kWidth * int(sizeof(Element));
-  // 16 more than a multiple of 64: the 4 columns that a warp reads together, 2 apart, lie 32 bytes apart in the banks.
+  // 16 more than a multiple of 64. A warp reads 4 columns together, 2 apart: they lie 32 bytes apart in the banks.
   static constexpr int kColumnBytes = kPlanes * kPlaneBytes + 16;
   static constexpr int kStageBytes = round_up(kColumns * kColumnBytes, 128);
   static constexpr int kGroup = copy_group(kPlaneBytes, kThreads);
@@ -99,7 +99,8 @@ struct RowStream {
   const unsigned char* source;  // this thread's first piece in row 0 of the tile
   int row_bytes, width_bytes, plane_bytes, piece;
 
-  // `rows`: [N, row_size] of which planes of `width` elements are copied from the first on.
+  RowStream() = default;
+  // `rows`: [N, row_size]. Copies kPlanes planes of `width` elements from its first element on.
   RNNFAST_DEVICE RowStream(const Element* rows, int row_size, int width) : RowStream(rows, row_size, width, width) {}
   // The same of planes that are `plane_size` apart.
   RNNFAST_DEVICE RowStream(const Element* rows, int row_size, int width, int plane_size)
@@ -124,7 +125,7 @@ struct RowStream {
     const unsigned char* from = source + row * row_bytes;
     unsigned char* to = stage + column() * kColumnBytes + first_plane() * kPlaneBytes + member() * piece;
     const int bytes = wanted ? width_bytes - member() * piece : 0;
-    // How much of the plane `plane` further on is this thread's; known to be all where planes divide evenly.
+    // This thread's bytes of the plane `plane` further on. Where planes divide evenly, every plane exists.
     const auto part = [&](int plane) {
       return kPlanes % kPlaneStep == 0 || plane + first_plane() < kPlanes ? bytes : 0;
     };
@@ -139,7 +140,7 @@ struct RowStream {
     }
   }
 
-  // Writes a pair to where read() finds it: for rows that do not come from memory in this form.
+  // Writes a pair to where read() finds it, for rows that fetch() does not copy.
   static RNNFAST_DEVICE void put(unsigned char* stage, int column, int unit, float2 pair) {
     unsigned char* to = stage + column * kColumnBytes + unit * int(sizeof(Element));
     if constexpr (sizeof(Element) == 2)
@@ -163,8 +164,8 @@ RNNFAST_DEVICE void zero_shared(unsigned char* to, int bytes, int threads) {
     *reinterpret_cast<uint4*>(to + at) = uint4{0, 0, 0, 0};
 }
 
-// Zeros to the rows beyond each sequence's length, where those exist (padded input): [N, row_size], `size` elements
-// from `rows` on. A warp fills a row.
+// Zeros to the rows beyond each sequence's length, which exist in padded input: `size` elements of each row of
+// [N, row_size]. A warp fills a row.
 template <class Element>
 RNNFAST_DEVICE void zero_tails(const BatchTile& tile, Element* rows, int64_t row_size, int64_t size, Lane lane,
                                int warps) {

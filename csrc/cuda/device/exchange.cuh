@@ -1,19 +1,15 @@
-// How the CTAs of a group tell each other values: a buffer in global memory in which the data is its own signal.
+// How the CTAs of a group exchange values: a buffer in global memory in which the data is its own signal.
 //
-// A slot for every step (two with a projection) holds one batch tile's operand of a product, of all units. All are
-// filled with 0xFF before the launch. An owner stores each word of a slot exactly once, and never as 0xFFFFFFFF; a
-// reader loads a word until it is something else. So a word that is not 0xFFFFFFFF is the value, whatever the order in
-// which stores of different words become visible: no flag, no fence, no reuse of a slot, and torn 16-byte loads do no
-// harm. A step costs one store that reaches L2 and one load from it; flags would add a fence and a second load. The
-// price: a workspace of steps * 8 columns * padded units (backward: times gates) per tile and direction, forward about
-// as large as output, that is filled at every call (8 MB at H 1024, T 512, 16 bits: some 3 us, an estimate).
-//
-// 0xFFFFFFFF is a NaN or two. Stores turn it into another one, so NaNs pass through like numbers.
-// A wait is bounded (Spin): a member that never runs ends the launch with an error.
-//
-// Layout of a slot: chunks of 64 bytes of the depth, 8 columns of each side by side: a warp's load is 512 bytes in a
-// row. Chunks are in the order in which one warp after the other multiplies them; a warp has kHidden / kWarps units of
-// every plane.
+// Shapes      A slot for every step (two with a projection) holds one batch tile's operand of a product, of all units.
+//             A slot is chunks of 64 bytes of the depth, 8 columns of each chunk side by side, so a warp loads 512
+//             bytes in a row. Chunks are in the order in which one warp after the other multiplies them. A warp has
+//             kHidden / kWarps units of every plane.
+// Sync        All slots are filled with 0xFF before the launch. An owner stores each word of a slot once, and never as
+//             0xFFFFFFFF. A reader loads a word until it is something else; then it is the value. The order in which
+//             stores become visible does not matter, and torn 16-byte loads do no harm: no flag, no fence.
+//             A wait is bounded (Spin): if a member never runs, the launch ends with an error.
+//             0xFFFFFFFF is one NaN, or two of 16 bits. Stores turn it into another NaN, so NaNs pass like numbers.
+// Limits      The workspace and what it costs: docs/design/cuda.md.
 #pragma once
 
 #include "cuda/device/fragments.cuh"
@@ -22,7 +18,7 @@ namespace rnnfast::cuda {
 
 constexpr uint32_t kMissing = 0xFFFFFFFFu;
 
-// Fills the slots, in one-dimensional blocks. Piece: uint4.
+// Fills the slots, by one-dimensional blocks. Piece: uint4.
 template <class Piece>
 __global__ void clear_exchange(Piece* exchange, int64_t pieces) {
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < pieces; i += int64_t(gridDim.x) * blockDim.x)
@@ -39,15 +35,15 @@ struct Exchange {
   static constexpr int kChunks = kPlanes * kPlaneChunks;  // of a warp
   static constexpr int kChunkStride = kColumns * kChunkBytes;
   static constexpr int kSlotBytes = kWarps * kChunks * kChunkStride;
-  // Loads under way at once, of 16 bytes per lane: 8 of them cover the latency of L2 at its bandwidth per SM (an
-  // estimate); backward's registers suffice for 6.
+  // Loads under way at once, of 16 bytes per lane. 8 of them cover the latency of L2 at its bandwidth per SM (an
+  // estimate). Backward has registers for 6.
   static constexpr int kAhead = min_of(kChunks, kPlanes == 1 ? 8 : 6);
-  // Of those, how many are asked for again together while they are missing. Exact products lack registers for more.
+  // How many missing pieces are loaded again together. Exact products have no registers for more.
   static constexpr int kAgain = Numbers::kParts == 2 ? min_of(kAhead, 3) : kAhead;
   static_assert(kHidden % kWarps == 0 && kDepth * kSize % kChunkBytes == 0);
 
-  // Stores a unit's value of a plane. All lanes of a warp call it; the lane with the neighbouring unit (its number
-  // without and with bit 0) is `lane ^ kNeighbour`.
+  // Stores a unit's value of a plane. All lanes of a warp call it. Lane `lane ^ kNeighbour` has the neighbouring unit,
+  // whose number differs in bit 0.
   template <int kNeighbour>
   static RNNFAST_DEVICE void store(unsigned char* slot, int column, int plane, int unit, float value) {
     const int chunk = unit / kDepth * kChunks + plane * kPlaneChunks + unit % kDepth * kSize / kChunkBytes;
@@ -60,7 +56,7 @@ struct Exchange {
     }
   }
 
-  // A warp's part of a slot as the b operand, for WeightTiles::multiply. Units from `units` on are zeros.
+  // A warp's part of a slot as the B operand, for WeightTiles::multiply. Units from `units` on are zeros.
   class Reader {
    public:
     RNNFAST_DEVICE Reader(const unsigned char* slot, Lane lane, int units)
@@ -87,7 +83,7 @@ struct Exchange {
       uint4& piece = pieces_[chunk % kAhead];
       while (any_lane(missing(piece))) {  // all lanes leave together: an mma comes next
         spin_.again();
-        // The pieces after it were asked for as early and are missing too: one trip to L2 for all, not one for each.
+        // The next pieces were loaded as early, so they are missing too: one trip to L2 for all of them.
 #pragma unroll
         for (int next = chunk; next < min_of(chunk + kAgain, kChunks); ++next) {
           uint4& late = pieces_[next % kAhead];
@@ -119,8 +115,8 @@ struct Exchange {
   }
 };
 
-// Where the warps of a CTA add up what each of them multiplied: [2][warp][tile][128], a barrier between stores and
-// loads. The next step uses the other half, so that one barrier per step is enough.
+// Where the warps of a CTA add up their partial sums: [2][warp][tile][128], with a barrier between stores and loads.
+// The next step uses the other half, so one barrier per step is enough.
 template <int kTiles, int kWarps>
 struct PartialSums {
   static constexpr int kTileBytes = kTileRows * kColumns * int(sizeof(float));
@@ -133,7 +129,7 @@ struct PartialSums {
     for (int tile = 0; tile < kTiles; ++tile)
       *reinterpret_cast<float4*>(to + tile * kTileBytes) = {sum[tile][0], sum[tile][1], sum[tile][2], sum[tile][3]};
   }
-  // Of all warps, in their order. Place `place` of a tile: lane place / 4 of a product, its sum place % 4.
+  // The sum over all warps, in their order. place: where in a tile, lane place / 4 of a product, its sum place % 4.
   static RNNFAST_DEVICE float load(const unsigned char* half, int tile, int place) {
     float sum = 0.f;
 #pragma unroll
@@ -143,8 +139,8 @@ struct PartialSums {
   }
 };
 
-// The cells of a CTA: kUnits units of 8 sequences, spread over its threads. A thread's cell lies where PartialSums has
-// its sums, so neighbouring units are two lanes apart.
+// The cells of a CTA, kUnits units of 8 sequences, spread over its threads. A thread has the cell whose sums lie at its
+// place in PartialSums, so neighbouring units are two lanes apart.
 template <int kUnits, int kThreads>
 struct CellPlaces {
   static constexpr int kNeighbour = 2;
@@ -152,7 +148,7 @@ struct CellPlaces {
   static constexpr int kOwn = (kCells + kThreads - 1) / kThreads;  // of a thread
   static constexpr int kTileCells = kTileRows * kColumns;
 
-  // Whether this thread has an i-th cell: the same for all lanes of a warp.
+  // Whether this thread has an i-th cell. The answer is the same for all lanes of a warp.
   static RNNFAST_DEVICE bool exists(int i) { return int(threadIdx.x) + i * kThreads < kCells; }
   static RNNFAST_DEVICE int block(int i) { return (int(threadIdx.x) + i * kThreads) / kTileCells; }  // of 16 units
   static RNNFAST_DEVICE int place(int i) { return (int(threadIdx.x) + i * kThreads) % kTileCells; }

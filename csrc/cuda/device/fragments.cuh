@@ -2,11 +2,11 @@
 // memory.
 //
 // sum[16 rows, 8 columns] += weights[16, depth] state[depth, 8]. Rows are units (all gates of a unit in one lane),
-// columns are sequences of the batch. A warp multiplies tiles of 16 rows. Lane = 4 * group + member holds, of a tile,
+// columns are sequences of the batch. A warp multiplies tiles of 16 rows. Lane 4 * group + member holds, of a tile:
 //   sum      rows 2 * group and 2 * group + 1, columns 2 * member and 2 * member + 1: sum[2 * half + column]
 //   weights  the same two rows ("halves"), a quarter of the depth: 16 bytes of each 64, from 16 * member on
-// so neighbouring units lie in one lane and are stored as a pair. The order of the depth within an mma is free as long
-// as both operands agree: this one lets a lane read the state of two mmas by one 16-byte load, without ldmatrix.
+// So neighbouring units lie in one lane and are stored as a pair. The order of the depth within an mma is free if both
+// operands agree. In this order one 16-byte load gives a lane the state of two mmas, without ldmatrix.
 #pragma once
 
 #include "cuda/device/arithmetic.cuh"
@@ -29,9 +29,9 @@ struct Lane {
   int member = int(threadIdx.x) % 4;
 };
 
-// [depth, 8 columns] in shared memory, column after column, once for each part (see product.cuh). The 16-byte pieces of
-// a column's every 128 bytes are permuted by the column's number, such that neither the loads of 8 lanes (2 columns,
-// 64 bytes of each) nor the stores of a warp (4 columns, 16 units of each) meet in a bank.
+// [depth, 8 columns] in shared memory, column after column, once for each part (see arithmetic.cuh). Within 128 bytes
+// of a column, its 16-byte pieces are permuted by the column's number. So neither the loads of 8 lanes (2 columns, 64
+// bytes of each) nor the stores of a warp (4 columns, 16 units of each) meet in a bank.
 template <Arithmetic arithmetic, int kDepth>
 struct Operand {
   using Element = ElementOf<arithmetic>;
@@ -41,8 +41,8 @@ struct Operand {
 
   static RNNFAST_DEVICE int swizzle(int column) { return (column >> 1 & 3) << 5 ^ (column & 1) << 6; }
 
-  // Where element k (even) of a column lies, `chunks` (64 bytes each) further on. In this form the part that depends on
-  // the lane is the same for every even number of chunks.
+  // Where element k (even) of a column lies, plus `chunks` of 64 bytes. In this form the part that depends on the lane
+  // is the same for every even number of chunks.
   static RNNFAST_DEVICE int offset(int column, int k, int chunks = 0) {
     const int within = k * int(sizeof(Element)) + chunks % 2 * kChunkBytes;
     return column * kColumnBytes + (within ^ swizzle(column)) + chunks / 2 * (2 * kChunkBytes);
@@ -51,7 +51,7 @@ struct Operand {
     ArithmeticTraits<arithmetic>::store_pair(operand + offset, kPartBytes, first, second);
   }
 
-  // Where this lane's pieces of chunk 0 are.
+  // Where this lane's piece of chunk 0 is.
   static RNNFAST_DEVICE int lane_offset(Lane lane) {
     return lane.group * kColumnBytes + ((lane.member * kPieceBytes) ^ swizzle(lane.group));
   }
@@ -61,8 +61,8 @@ struct Operand {
   }
 };
 
-// A warp's kTiles tiles of weights, in up to kBudget registers of each lane. What exceeds them (low parts first) lies
-// in shared memory, in the order in which lanes read it.
+// A warp's kTiles tiles of weights, in up to kBudget registers of each lane. The rest (low parts first) lies in shared
+// memory, in the order in which lanes read it.
 constexpr int kWeightBudget = 128;  // of 255 registers: sums, states and addresses need the rest
 
 template <Arithmetic arithmetic, int kTiles, int kDepth, int kWarps, int kBudget = kWeightBudget>
@@ -70,7 +70,7 @@ struct WeightTiles {
   using Numbers = ArithmeticTraits<arithmetic>;
   using State = Operand<arithmetic, kDepth>;
   static constexpr int kChunks = kDepth * int(sizeof(ElementOf<arithmetic>)) / kChunkBytes;
-  static constexpr int kFragments = 2 * kChunks;  // a fragment is what one mma takes: 4 words of each lane
+  static constexpr int kFragments = 2 * kChunks;  // fragment: the weights of one mma, 4 words of each lane
   static constexpr int kWords = 4 * kTiles * kFragments;
   static constexpr bool kHasLow = Numbers::kParts == 2;
   static constexpr bool kLowShared = kHasLow && 2 * kWords > kBudget;
@@ -78,22 +78,22 @@ struct WeightTiles {
   static constexpr int kFragmentBytes = kLanes * kPieceBytes;
   static constexpr int kSharedFragments = kFragments - kHeld + (kLowShared ? kFragments : 0);  // of a tile
   static constexpr int kSharedBytes = kWarps * kTiles * kSharedFragments * kFragmentBytes;
-  // Sums that run beside each other: 4 hide the latency of an mma (33 cycles at one per 6.5, estimates), and in exact
-  // products also keep each sum short, for tensor cores truncate where a float addition rounds.
+  // Independent sums. 4 of them hide the latency of an mma (33 cycles at one mma per 6.5, estimates). In exact products
+  // they also keep each sum short: tensor cores truncate where a float addition rounds.
   static constexpr int kSplits = kTiles >= 4 ? (kHasLow ? 2 : 1) : kTiles == 1 ? 4 : 2;
   static constexpr int kCorrections = kTiles == 1 ? 4 : 1;  // sums of high * low + low * high
 
   uint32_t high[kTiles][max_of(kHeld, 1)][4];
   uint32_t low[kHasLow && !kLowShared ? kTiles : 1][kHasLow && !kLowShared ? kFragments : 1][4];
-  unsigned char* shared;  // this lane's place in kSharedBytes
+  unsigned char* shared;  // this lane's part of kSharedBytes
 
-  // `weights`: kSharedBytes of shared memory.
-  RNNFAST_DEVICE void place(unsigned char* weights, Lane lane) {
+  // weights: kSharedBytes of shared memory for the weights that exceed the registers.
+  RNNFAST_DEVICE void use_shared(unsigned char* weights, Lane lane) {
     shared = weights + lane.warp * (kSharedBytes / kWarps) + int(threadIdx.x) % kLanes * kPieceBytes;
   }
 
-  // Chunks first_chunk ... of a tile; read(chunk, first, second), counted from there, gives this lane's 16 bytes of its
-  // two rows: 4 words of weights each, as they are in memory.
+  // Loads `chunks` chunks of a tile, from first_chunk on. read(chunk, first, second), counted from there, gives this
+  // lane's 16 bytes of its two rows: 4 words of weights each, as in memory.
   template <class Read>
   RNNFAST_DEVICE void load(int tile, int first_chunk, int chunks, Read read) {
 #pragma unroll
@@ -105,11 +105,11 @@ struct WeightTiles {
     }
   }
 
-  // sum = weights * state; an operand of Operand<product, kDepth>
+  // sum = weights * state. state: an Operand<arithmetic, kDepth>.
   RNNFAST_DEVICE void multiply(float (&sum)[kTiles][4], const unsigned char* state, int lane_offset) const {
     multiply(sum, [&](int part, int chunk) { return State::load(state, lane_offset, part, chunk); });
   }
-  // The same; read(part, chunk) gives this lane's 16 bytes of the state, chunk by chunk, part 0 first.
+  // The same. read(part, chunk) gives this lane's 16 bytes of the state, chunk by chunk, part 0 first.
   template <class Read>
   RNNFAST_DEVICE void multiply(float (&sum)[kTiles][4], Read read) const {
     float split[kSplits][kTiles][4] = {}, correction[kCorrections][kTiles][4] = {};
@@ -152,7 +152,7 @@ struct WeightTiles {
     return split[0][tile][i];
   }
 
-  // Words in the order of the mma's a operand: the halves at the first 4 words of depth, then at the next 4.
+  // Words in the order of the mma's A operand: both halves at the first 4 words of depth, then both at the next 4.
   RNNFAST_DEVICE void put(int tile, int fragment, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) {
     const uint32_t words[4] = {a0, a1, a2, a3};
     uint32_t leading[4];

@@ -1,5 +1,5 @@
-// Host: launching a kernel, and asking how many of its blocks fit the device. Included by primitives.cuh; the emulator
-// has its own launch() and resident_blocks() of the same form.
+// Host: launches a kernel, and asks how many of its blocks fit the device. primitives.cuh includes this file. The
+// emulator has its own launch() and resident_blocks() of the same form.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,7 +28,7 @@ inline void cluster_attribute(cudaLaunchAttribute& attribute, unsigned cluster) 
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
 }
 
-// What a kernel was told and asked on a device, once: the driver takes its time for each, and a call of ours has few
+// What the driver knows of a kernel on a device. It is told and asked once, because that takes long and a call has few
 // microseconds. A kernel always has the same block, cluster and shared memory.
 struct Known {
   bool opted_in = false;
@@ -36,14 +36,14 @@ struct Known {
   unsigned resident_blocks = 0;
 };
 
-inline std::mutex known_mutex;  // of what known_of() returns, too
+inline std::mutex known_mutex;  // held while what known_of() returned is used
 
 inline Known& known_of(const void* kernel, int device) {
   static std::map<std::pair<const void*, int>, Known> all;
   return all[{kernel, device}];
 }
 
-// What is allowed only to kernels that ask: over 48 KiB of dynamic shared memory, clusters of over 8 blocks.
+// Kernels must ask for over 48 KiB of dynamic shared memory, and for clusters of over 8 blocks.
 inline bool needs_opt_in(unsigned cluster, size_t shared_bytes) { return shared_bytes > 48 << 10 || cluster > 8; }
 
 template <class Kernel>
@@ -85,8 +85,8 @@ cudaError_t count_resident_blocks(Kernel kernel, dim3 block, unsigned cluster, s
 
 }  // namespace detail
 
-// Runs kernel(args...), arguments by value. `cluster`: blocks per cluster along x, 1 for none. `cooperative`: all
-// blocks run at once, or the launch is refused.
+// Runs kernel(args...), arguments by value. cluster: blocks per cluster along x, 1 for none. cooperative: all blocks
+// run at once, or the launch is refused.
 template <class... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster, bool cooperative,
                    size_t shared_bytes, cudaStream_t stream, std::type_identity_t<Parameters>... args) {
@@ -112,7 +112,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigne
 }
 
 // How many blocks of this launch the current device can hold at once (whole clusters only), in *blocks. An error is
-// only returned: it does not stay behind for whoever asks CUDA for its last one.
+// returned and removed from CUDA's last error.
 template <class... Parameters>
 cudaError_t resident_blocks(void (*kernel)(Parameters...), dim3 block, unsigned cluster, size_t shared_bytes,
                             unsigned* blocks) {

@@ -1,8 +1,8 @@
 // The mathematics that csrc/common/cell.h asks for, on one float per lane.
 //
-// ExactMath: float32 accuracy, from the hardware's 2^x and 1/x (errors 2^-22 and 2^-23 of the result).
-// ApproximateMath: the hardware's tanh (error 2^-11), for results that are rounded to bfloat16 (error 2^-9). Not for
-// float16, which it would cost a bit, nor for the backward pass, where saved values are multiplied and not squashed.
+// ExactMath: float32 accuracy, from the hardware's 2^x and 1/x (relative errors 2^-22 and 2^-23).
+// ApproximateMath: the hardware's tanh (relative error 2^-11), for results that are rounded to bfloat16 (2^-9). float16
+// would lose a bit. The backward pass multiplies saved values, and no sigmoid or tanh damps their errors there.
 #pragma once
 
 #include "common/cell.h"
@@ -14,17 +14,17 @@ struct CommonMath {
   using V = float;
   static RNNFAST_INLINE V one() { return 1.0f; }
   static RNNFAST_INLINE V relu(V x) { return x < 0.0f ? 0.0f : x; }  // keeps NaN
-  static RNNFAST_INLINE V step(V x) { return x <= 0.0f ? 0.0f : 1.0f; }
+  static RNNFAST_INLINE V relu_slope(V x) { return x <= 0.0f ? 0.0f : 1.0f; }
 };
 
 struct ExactMath : CommonMath {
-  // 1 / (1 + 2^(-x log2 e)). Absolute error 3e-7; for x far below 0 the result is as good as 2^x (relative error 1e-5).
+  // 1 / (1 + 2^(-x log2 e)). Absolute error 3e-7. For x far below 0 the relative error is that of 2^x, 1e-5.
   static RNNFAST_INLINE V sigmoid(V x) {
     return reciprocal_approximate(1.0f + exp2_approximate(-1.4426950408889634f * x));
   }
 
-  // 1 - 2 / (1 + 2^(2|x| log2 e)), which cancels near 0: there an odd polynomial, x + x^3 p(x^2), of the least possible
-  // relative error (4e-8) up to 0.55. Absolute error 2e-7, relative error 5e-7 everywhere.
+  // 1 - 2 / (1 + 2^(2|x| log2 e)). This cancels near 0, so up to 0.55 an odd polynomial x + x^3 p(x^2) takes its place,
+  // the one of the least relative error (4e-8). Absolute error 2e-7, relative error 5e-7 everywhere.
   static RNNFAST_INLINE V tanh(V x) {
     const V magnitude = fabsf(x);
     const V square = x * x;
@@ -47,7 +47,7 @@ struct ApproximateMath : CommonMath {
   static RNNFAST_INLINE V sigmoid_tanh(V a, V b) { return sigmoid(a) * tanh(b); }
 };
 
-// What the forward pass of an element type uses.
+// The mathematics of an element type's forward pass.
 template <class Element>
 using ForwardMath = std::conditional_t<std::is_same_v<Element, __nv_bfloat16>, ApproximateMath, ExactMath>;
 

@@ -1,4 +1,4 @@
-// Where a sequence stands at a time: the three forms of rows of layer.h, asked by the kernels that walk step by step.
+// Where a sequence stands at a time, for the three forms of rows of layer.h. For kernels that do one step at a time.
 #pragma once
 
 #include "cuda/device/primitives.cuh"
@@ -7,8 +7,8 @@
 namespace rnnfast::cuda {
 
 struct Position {
-  bool active, first, last;  // first, last: in the order in which the direction runs
-  int64_t row, previous;     // previous: of the step before in that order; undefined where `first`
+  bool active, first, last;  // first, last: in the direction's order
+  int64_t row, previous;     // previous: the row of the step before in that order; undefined where first
 };
 
 RNNFAST_DEVICE int64_t first_row(const Shape& shape, int64_t t) {

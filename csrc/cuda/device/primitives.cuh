@@ -1,18 +1,19 @@
-// Everything that kernels use of the device, under one name each: the only file with inline PTX.
+// Everything that kernels use of the device, under one name each. This is the only file with inline PTX.
 //
-// Two implementations: PTX here, for nvcc; and with RNNFAST_EMULATOR the same names from csrc/emulator/primitives.h,
-// so that the kernels' source runs on a CPU. What is built from primitives alone stands once, at the end, for both.
+// There are two implementations: PTX here, for nvcc, and the same names in csrc/emulator/primitives.h, with which the
+// kernels' source runs on a CPU (RNNFAST_EMULATOR). Functions built from primitives alone stand at the end, for both.
 //
-// Shapes: mma takes a 16 x k tile of A (row-major), a k x 8 tile of B (column-major) and float32 sums of 16 x 8, spread
-// over the 32 lanes as PTX has it. With g = lane / 4, t = lane % 4:
+// Shapes: mma takes a 16 x k tile of A (row-major), a k x 8 tile of B (column-major) and float32 sums of 16 x 8. They
+// are spread over the 32 lanes as PTX has it. With g = lane / 4, t = lane % 4:
 //   16-bit, k = 16   a[0..3]: rows g, g+8, g, g+8 at columns 2t..2t+1 (a[0], a[1]) and 2t+8..2t+9 (a[2], a[3])
 //                    b0, b1: rows 2t..2t+1 and 2t+8..2t+9 of column g; two elements in one register, the first one low
 //   tf32, k = 8      a[0..3]: rows g, g+8, g, g+8 at columns t (a[0], a[1]) and t+4 (a[2], a[3]); b0, b1: rows t, t+4
 //   sums             rows g, g, g+8, g+8 at columns 2t, 2t+1, 2t, 2t+1
 //
-// A primitive that an architecture lacks fails the build there, by an unresolved function that says what is needed;
-// kernels skip it with `if constexpr (RNNFAST_ARCH >= 900)`. Limits: sm_75 and newer; clusters, mbarriers and
-// store_async from sm_90 on; bf16 and tf32 mma from sm_80 on.
+// A primitive that an architecture lacks fails the build there: an unresolved function's name says what is needed.
+// Kernels skip it with `if constexpr (RNNFAST_ARCH >= 900)`.
+//
+// Limits: sm_75 and newer. Clusters, mbarriers and store_async need sm_90; bf16 and tf32 mma need sm_80.
 #pragma once
 
 #include <cstddef>
@@ -37,7 +38,7 @@
 
 namespace rnnfast::cuda {
 
-// Never defined: whoever calls one on an older architecture fails to build.
+// Never defined: a call for an older architecture fails to build.
 __device__ void this_primitive_needs_sm_80();
 __device__ void this_primitive_needs_sm_90();
 
@@ -53,7 +54,7 @@ RNNFAST_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// An address within the cluster; adding bytes to it stays in the same block.
+// An address within the cluster. Adding bytes to it stays in the same block.
 using RemoteAddress = uint32_t;
 
 RNNFAST_DEVICE unsigned cluster_rank() {
@@ -76,7 +77,7 @@ RNNFAST_DEVICE RemoteAddress map_to_rank(const void* shared, unsigned rank) {
   return address;
 }
 
-// --- Barriers of a warp, of a block (0..15, of `threads` threads; 0 is that of block_sync()), of a cluster
+// --- Barriers of a warp, of a block (id 0 to 15, for `threads` threads; block_sync() is id 0), of a cluster
 
 RNNFAST_DEVICE void warp_sync() { __syncwarp(); }
 RNNFAST_DEVICE void block_sync() { __syncthreads(); }
@@ -122,7 +123,7 @@ RNNFAST_DEVICE uint32_t transpose_8x8(uint32_t pair) {
   return result;
 }
 
-// --- Conversions. pack() puts `low` into the low half; NaN becomes 0x7FFF, so that no packed word is ever 0xFFFFFFFF.
+// --- Conversions. pack() puts `low` into the low half. NaN becomes 0x7FFF, so no packed word is 0xFFFFFFFF.
 
 RNNFAST_DEVICE float to_float(float value) { return value; }
 RNNFAST_DEVICE float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
@@ -185,7 +186,7 @@ RNNFAST_DEVICE uint32_t to_tf32(float value) {
   return bits;
 }
 
-// --- sums += A B; Element is __nv_bfloat16, __half (k = 16) or float (tf32, k = 8): mma_depth<Element>, see below
+// --- sums += A B. Element: __nv_bfloat16 or __half (k = 16), or float (tf32, k = 8). mma_depth<Element> is this k.
 
 template <class Element>
 RNNFAST_DEVICE void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -204,7 +205,7 @@ RNNFAST_DEVICE void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, u
   }
 #undef RNNFAST_MMA
 #else
-  if constexpr (std::is_same_v<Element, __half>) {  // two halves of k: their registers are those of the whole
+  if constexpr (std::is_same_v<Element, __half>) {  // two mma of half the k, with the same registers
 #define RNNFAST_MMA(a0, a1, b)                                                                               \
   asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                           \
@@ -218,16 +219,16 @@ RNNFAST_DEVICE void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, u
 #endif
 }
 
-// --- Copies from global to shared memory in the background, per thread: copies, then copy_commit() closes a group,
-// then copy_wait<n>() waits until at most the n newest groups are under way. Not valid: zeros are written, nothing is
-// read. sm_75 copies at once.
+// --- Copies from global to shared memory in the background, per thread. copy_commit() closes a group of copies.
+// copy_wait<n>() waits until at most the n newest groups are under way. A copy that is not valid writes zeros and reads
+// nothing. sm_75 copies at once.
 
 template <int bytes>
 RNNFAST_DEVICE void copy_async(void* shared, const void* global, bool valid = true) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "copy_async: 4, 8 or 16 bytes");
 #if RNNFAST_ARCH >= 800
   const int read = valid ? bytes : 0;
-  if constexpr (bytes == 16) {  // past the L1 cache, which data read once would only fill
+  if constexpr (bytes == 16) {  // past the L1 cache: the data is read once
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(read)
                  : "memory");
   } else {
@@ -254,7 +255,7 @@ RNNFAST_DEVICE void copy_wait() {
 #endif
 }
 
-// --- mbarriers (8 bytes of shared memory): a phase completes when all arrivals and all expected bytes have come
+// --- mbarriers (8 bytes of shared memory). A phase completes when all arrivals and all expected bytes have come.
 
 using Barrier = uint64_t;
 
@@ -292,8 +293,8 @@ RNNFAST_DEVICE void barrier_arrive(Barrier* barrier) {
 #endif
 }
 
-// The scope is the block, whose own memory the data lies in: cluster scope would invalidate the L1 cache at every step.
-// Whether the phase of this parity is complete, after a pause of the hardware's choice if it is not.
+// Whether the phase of this parity is complete. If not, the hardware first waits for a time of its choice. The scope is
+// the block, because the data lies in its own memory. Cluster scope would invalidate the L1 cache at every step.
 RNNFAST_DEVICE bool barrier_try_wait(Barrier* barrier, unsigned parity) {
   uint32_t complete = 0;
 #if RNNFAST_ARCH >= 900
@@ -307,8 +308,8 @@ RNNFAST_DEVICE bool barrier_try_wait(Barrier* barrier, unsigned parity) {
   return complete;
 }
 
-// Writes `value` (8 or 16 bytes) into a block of the cluster and counts the bytes off that block's mbarrier. The data
-// is visible to whoever waits for the mbarrier: no fence anywhere.
+// Writes `value` (8 or 16 bytes) into a block of the cluster and counts the bytes off that block's mbarrier. A thread
+// that has waited for the mbarrier sees the data: no fence is needed.
 template <class T>
 RNNFAST_DEVICE void store_async(RemoteAddress address, T value, RemoteAddress barrier) {
   static_assert(std::is_same_v<T, uint2> || std::is_same_v<T, uint4>, "store_async: uint2 or uint4");
@@ -328,7 +329,7 @@ RNNFAST_DEVICE void store_async(RemoteAddress address, T value, RemoteAddress ba
 #endif
 }
 
-// --- Global memory that other blocks write while this one runs. 16 bytes may be torn into words, a word never.
+// --- Global memory that other blocks write while this one runs. 16 bytes may be torn into words, but no word is torn.
 
 RNNFAST_DEVICE uint32_t load_relaxed(const uint32_t* address) {
   uint32_t value;
@@ -363,7 +364,8 @@ RNNFAST_DEVICE void add_release(uint32_t* address, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// A load of 4, 8 or 16 bytes that skips the L1 cache, which other blocks' stores do not reach. Never moved nor merged.
+// A load of 4, 8 or 16 bytes that skips the L1 cache, because other blocks' stores do not reach it. The compiler
+// neither moves nor merges it.
 template <class T>
 RNNFAST_DEVICE T load_uncached(const T* address) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "load_uncached: 4, 8 or 16 bytes");
@@ -381,8 +383,8 @@ RNNFAST_DEVICE T load_uncached(const T* address) {
   return reinterpret_cast<const T&>(value);
 }
 
-// --- Approximations in hardware, with the largest error that PTX documents. cell.h asks for host
-// versions too; nothing runs them.
+// --- Approximations in hardware, with the largest error that PTX documents. cell.h needs host versions to compile;
+// nothing runs them.
 
 // 2^x, relative error 2^-22; results below the smallest normal number are 0.
 __host__ __device__ __forceinline__ float exp2_approximate(float x) {
@@ -417,7 +419,7 @@ __host__ __device__ __forceinline__ float tanh_approximate(float x) {
 #endif
 }
 
-// --- The same value, in a register: what is cheap to compute the compiler would compute again at every use in a loop
+// --- The same value, kept in a register. The compiler would compute a cheap value again at every use in a loop.
 
 RNNFAST_DEVICE int keep(int value) {
   asm volatile("" : "+r"(value));
@@ -426,18 +428,18 @@ RNNFAST_DEVICE int keep(int value) {
 
 // --- Bounded waiting
 
-// Ends the kernel with an error (cudaErrorLaunchFailure or its like), which every later call of the process into CUDA
-// returns: torch raises it where it next waits for the GPU, so nobody reads the kernel's results.
+// Ends the kernel with an error such as cudaErrorLaunchFailure. Every later CUDA call of the process returns it. torch
+// raises it where it next waits for the GPU, so nobody reads the kernel's results.
 [[noreturn]] RNNFAST_DEVICE void trap() {
   __trap();
   __builtin_unreachable();
 }
 
-// A polling loop is `Spin spin; while (!ready()) spin.again();`. A kernel that has a way to report instead of trapping
-// writes `while (!ready()) if (spin.exhausted()) ...`.
+// A polling loop is `Spin spin; while (!ready()) spin.again();`. A kernel that can report instead of trapping writes
+// `while (!ready()) if (spin.exhausted()) ...`.
 class Spin {
  public:
-  // True when waiting any longer is hopeless. Looks at the clock once in 256 rounds.
+  // True when more waiting is hopeless. Looks at the clock once in 256 rounds.
   RNNFAST_DEVICE bool exhausted() {
     if (++rounds_ % 256) return false;
     uint64_t now;
@@ -450,7 +452,7 @@ class Spin {
   }
 
  private:
-  // Time slices of a shared device are milliseconds: who waits for ten seconds waits for a block that does not run.
+  // Time slices of a shared device are milliseconds. A wait of ten seconds means that the awaited block does not run.
   static constexpr uint64_t kNanoseconds = 10'000'000'000;
   uint64_t start_ = 0;
   uint32_t rounds_ = 0;
@@ -474,9 +476,9 @@ namespace rnnfast::cuda {
 template <class Element>
 inline constexpr int mma_depth = std::is_same_v<Element, float> ? 8 : 16;
 
-// One-dimensional blocks that share a counter meet: each adds 1 and waits until `target` have come in all (n blocks,
-// k-th meeting: n k). What a block wrote before is visible to all afterwards, through load_uncached or a first plain
-// load.
+// A meeting of one-dimensional blocks that share a counter. Each adds 1 and waits until the counter is `target`: n k
+// for the k-th meeting of n blocks. Afterwards all blocks see each other's earlier writes, through load_uncached or a
+// first plain load.
 RNNFAST_DEVICE void group_sync(uint32_t* counter, uint32_t target) {
   block_sync();
   if (threadIdx.x == 0) {

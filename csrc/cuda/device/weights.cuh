@@ -1,21 +1,22 @@
-// How weights come from global memory into WeightTiles: as they are (forward) or transposed (backward).
+// How weights come from global memory into WeightTiles: unchanged (forward) or transposed (backward).
 //
-// Through shared memory, a warp for itself: so rows are read whole and whatever their alignment, padding is zero, and a
-// lane then finds what it needs. Used before the loop over time, in space that belongs to operands and ring later.
+// Each warp takes its weights through shared memory, for itself. So it reads whole rows of any alignment, padding is
+// zero, and each lane picks the elements that it needs. This runs before the loop over time, in space that operands and
+// ring use later.
 #pragma once
 
 #include "cuda/device/batch_tile.cuh"
 
 namespace rnnfast::cuda {
 
-// Copies `count` rows of `width` elements, `stride` elements apart, to stage + place(row), and zeros the rest of the
-// stage. kMost: the largest width in bytes. By one warp.
-template <int kMost, class Element, class Place>
+// Copies `count` rows of `width` elements, `stride` elements apart, to stage + offset_of(row), by one warp. First it
+// zeros stage_bytes of the stage. kMost: the largest width in bytes.
+template <int kMost, class Element, class OffsetOf>
 RNNFAST_DEVICE void stage_rows(unsigned char* stage, int stage_bytes, const Element* rows, int stride, int count,
-                               int width, Place place) {
+                               int width, OffsetOf offset_of) {
   constexpr int kGroup = copy_group(kMost, kLanes * kColumns), kSize = int(sizeof(Element));
   const int lane = int(threadIdx.x) % kLanes;
-  warp_sync();  // the reads of the tile before
+  warp_sync();  // after the reads of the tile before
   for (int at = lane * kPieceBytes; at < stage_bytes; at += kLanes * kPieceBytes)
     *reinterpret_cast<uint4*>(stage + at) = uint4{0, 0, 0, 0};
   warp_sync();
@@ -23,7 +24,7 @@ RNNFAST_DEVICE void stage_rows(unsigned char* stage, int stage_bytes, const Elem
   const int first = lane % kGroup * piece;
 #pragma unroll 1
   for (int row = lane / kGroup; row < count; row += kLanes / kGroup) {
-    unsigned char* to = stage + place(row) + first;
+    unsigned char* to = stage + offset_of(row) + first;
     const unsigned char* from = reinterpret_cast<const unsigned char*>(rows + int64_t(row) * stride) + first;
     if (piece == kPieceBytes)
       copy_wide<kGroup, kMost>(to, from, width * kSize - first);
@@ -44,16 +45,16 @@ struct RowStage {
   static constexpr int kRowBytes = round_up(kMost, 64) + 32;
   static constexpr int kBytes = kTileRows * kRowBytes;
 
-  // Rows `rows` ... of [.., width], of which `count` exist.
+  // Up to 16 rows of [.., width]; `count` of them exist.
   static RNNFAST_DEVICE void fill(unsigned char* stage, const Element* rows, int count, int width) {
     fill(stage, rows, width, count, width);
   }
-  // The first `width` elements of rows of `stride`; none where width <= 0.
+  // The same of the first `width` elements of rows that are `stride` apart; none where width <= 0.
   static RNNFAST_DEVICE void fill(unsigned char* stage, const Element* rows, int stride, int count, int width) {
     stage_rows<kMost>(stage, kBytes, rows, stride, width > 0 ? min(count, kTileRows) : 0, min(width, kDepth),
                       [](int row) { return row * kRowBytes; });
   }
-  // The lane's 16 bytes of the tile's two rows that it holds.
+  // The lane's 16 bytes of each of its two rows of the tile.
   static RNNFAST_DEVICE void read(const unsigned char* stage, Lane lane, int chunk, uint4& first, uint4& second) {
     const unsigned char* at = stage + 2 * lane.group * kRowBytes + chunk * kChunkBytes + lane.member * kPieceBytes;
     first = *reinterpret_cast<const uint4*>(at);
@@ -61,7 +62,7 @@ struct RowStage {
   }
 };
 
-// A tile of transposed weights: 16 columns of up to kDepth rows, the depth.
+// A tile of transposed weights: 16 columns of up to kDepth rows. The rows are the depth.
 template <Arithmetic arithmetic, int kDepth>
 struct ColumnStage {
   using Element = ElementOf<arithmetic>;
@@ -71,12 +72,12 @@ struct ColumnStage {
   static constexpr int kRunBytes = kRun * kMost + 32;
   static constexpr int kBytes = kDepth / kRun * kRunBytes;
 
-  // Columns `columns` ... of [count, stride], of which `width` exist.
+  // Up to 16 columns of [count, stride]; `width` of them exist.
   static RNNFAST_DEVICE void fill(unsigned char* stage, const Element* columns, int stride, int count, int width) {
     stage_rows<kMost>(stage, kBytes, columns, stride, width > 0 ? count : 0, min(width, kTileRows),
                       [](int row) { return row / kRun * kRunBytes + row % kRun * kMost; });
   }
-  // The lane's kRun rows of a chunk of the depth, of its two columns.
+  // The lane's two columns, in its kRun rows of a chunk of the depth.
   static RNNFAST_DEVICE void read(const unsigned char* stage, Lane lane, int chunk, uint4& first, uint4& second) {
     const unsigned char* run = stage + (chunk * 4 + lane.member) * kRunBytes + lane.group * 2 * int(sizeof(Element));
     uint32_t words[2][4];

@@ -55,10 +55,10 @@ void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer
     carry = empty(call.place, call.wide, {sizes.directions, sizes.batch, sizes.hidden_size});
   if (sizes.proj_size) cells = call.new_tensor({sizes.directions, sizes.batch, sizes.hidden_size});
   step.carry = write<float>(carry);
-  step.cells = write(cells);
+  step.unprojected = write(cells);
   step.aligned =
       call.rows_aligned(layer.output, sizes.output_size()) && call.rows_aligned(layer.hx, sizes.output_size());
-  step.aligned_cells = call.rows_aligned(step.cells, sizes.hidden_size);
+  step.aligned_unprojected = call.rows_aligned(step.unprojected, sizes.hidden_size);
   check(with_arithmetic(
             call.arithmetic,
             [&]<Arithmetic kArithmetic>() { return run_step_forward<kArithmetic>(step, large, call.stream); }),

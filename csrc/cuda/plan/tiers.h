@@ -27,7 +27,7 @@ cudaError_t run_resident_forward(Tier tier, const ForwardLayer<void>& layer, voi
 template <Arithmetic kArithmetic>
 cudaError_t run_resident_backward(Tier tier, const BackwardLayer<void>& layer, void* exchange, cudaStream_t stream);
 
-// ---- tier step (inst_step_*.cu)
+// ---- tier step (tiers/step/instance.cu)
 
 // A weight as the product reads it: rows 16-byte aligned, K padded by zeros to whole 16 bytes.
 template <class Element>
@@ -41,9 +41,9 @@ struct StepForward : ForwardLayer<Element> {
   AlignedWeight<Element> recurrent[kMaxDirections];   // weight_hh [G*H, P]
   AlignedWeight<Element> projection[kMaxDirections];  // weight_hr [P, H]
   float* carry;                                       // [D, B, H]: c between steps; LSTM's inference only
-  Element* cells;                                     // [D, B, H]: o tanh(c); projected only
-  bool aligned;        // rows of hx and output are 16-byte aligned, P is a multiple of 16 bytes
-  bool aligned_cells;  // the same of cells and H
+  Element* unprojected;                               // [D, B, H]: o tanh(c); projected only
+  bool aligned;              // rows of hx and output are 16-byte aligned, P is a multiple of 16 bytes
+  bool aligned_unprojected;  // the same of unprojected and H
 };
 
 template <class Element>

@@ -1,5 +1,5 @@
-// Tier cluster: the whole recurrence of a batch tile (8 sequences) and one direction in one cluster of CTAs, each with
-// a slice of the units. For hosts; torch-free.
+// Tier cluster: one cluster of CTAs runs the whole recurrence of a batch tile (8 sequences) in one direction. Each CTA
+// has a slice of the units. Host side, without torch.
 #pragma once
 
 #include "cuda/device/arithmetic.cuh"
@@ -10,16 +10,17 @@ namespace rnnfast::cuda {
 struct ClusterTile {
   int hidden;          // the padded H
   int units;           // of a warp, in forward: 16, 8 or 4, with all their gates
-  int ctas;            // of a cluster; over 8: not on every device that has clusters, see cluster_*_fits
+  int ctas;            // of a cluster; over 8 do not fit every device that has clusters, see cluster_*_fits
   int backward_warps;  // of a CTA
 };
 
 constexpr int cluster_largest_hidden(Arithmetic arithmetic) { return is_16_bit(arithmetic) ? 512 : 256; }
 
-// H is at most cluster_largest_hidden. Up to 128 words of weights per lane, in both passes, and as few CTAs as that
-// allows. (Backward of LSTM with H 384: 144, of which 16 lie in shared memory; 12 warps have too few registers.)
-// Projected: W_hr lies in shared memory, beside low parts of W_hh, so exact float takes twice the CTAs for H 256.
-// Slices are whole tiles of 16, which 192 in float has not; 192 in 16 bits is left out to compile less.
+// H is at most cluster_largest_hidden. A lane holds up to 128 words of weights in both passes; the number of CTAs is
+// the least that allows this. (Exception: 144 words in backward of LSTM with H 384, 16 of them in shared memory,
+// because 12 warps have too few registers.) Projected: W_hr lies in shared memory beside the low parts of W_hh, so
+// exact float takes twice the CTAs for H 256. Projected slices are whole tiles of 16. 192 in float has none; 192 in 16
+// bits is left out to compile less.
 constexpr ClusterTile cluster_tile(Arithmetic arithmetic, Cell cell, int hidden, bool projected = false) {
   const bool rnn = cell == Cell::kRnn;
   if (is_16_bit(arithmetic)) {
@@ -34,7 +35,7 @@ constexpr ClusterTile cluster_tile(Arithmetic arithmetic, Cell cell, int hidden,
   return projected && arithmetic == Arithmetic::kExact ? ClusterTile{256, 4, 16, 8} : ClusterTile{256, 4, 8, 8};
 }
 
-// Why no kernel serves a shape; null: one does.
+// Why no kernel serves a shape. Null: one does.
 inline const char* cluster_refuses(Arithmetic arithmetic, const Shape& shape) {
   if (is_projected(shape) && (shape.cell != Cell::kLstm || shape.output_size <= 0))
     return "only an LSTM has a projection, of at least one output";
@@ -49,13 +50,13 @@ struct ClusterResources {
   int ctas;          // of a cluster
 };
 
-// Of a shape that is not refused. Grid: ceil(B / 8) * ctas x D.
+// For shapes that are not refused. Grid: ceil(B / 8) * ctas x D.
 template <Arithmetic arithmetic>
 ClusterResources cluster_forward_resources(const Shape& shape);
 template <Arithmetic arithmetic>
 ClusterResources cluster_backward_resources(const Shape& shape);
-// Whether the current device can run a cluster of this shape's kernel at all: its CTAs wait for each other, so they all
-// run at once or none does.
+// Whether the current device can run a cluster of this shape's kernel. Its CTAs wait for each other, so all of them
+// must run at once.
 template <Arithmetic arithmetic>
 cudaError_t cluster_forward_fits(const Shape& shape, bool* fits);
 template <Arithmetic arithmetic>

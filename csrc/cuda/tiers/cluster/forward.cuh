@@ -1,30 +1,28 @@
 // Tier cluster, forward: the recurrence of 8 sequences and one direction in a cluster of CTAs, for weights that fit
 // the registers of 2 to 16 SMs. sm_90 and newer.
 //
-// Shapes      H <= kHidden, the padded size of h too where projected; a CTA has a slice of kHidden / kCtas units.
-//             Padding is zero weights and zero gates_x, so padded units stay 0. Grid: x = batch tiles of 8 times kCtas,
-//             y = directions.
-// Ownership   A warp owns kUnits units and all their gates; W_hh's rows of those lie in its registers as the a operand
-//             of mma for the whole sequence. Tiles have 16 rows: 16 units of one gate, 8 of two, or 4 of four (see
-//             CellTile). c and h of a cell lie in the lane that computes it (float). All units' h lie in every CTA's
-//             shared memory as the b operand, double-buffered.
-// One step    h has arrived (mbarrier) | sum = W_hh h (mma), cell | the warp's new h to the other buffer of every CTA
-//             by store_async, which tells that CTA's mbarrier how many bytes came | results to global memory while h is
-//             under way. gates_x come by cp.async, kStages - 1 steps ahead, each warp for itself.
-// Projection  h has P units, and o tanh(c) in its place goes to the other buffer of every CTA: a second exchange per
-//             step. A warp owns the outputs with its units' numbers. The kSharers warps that have 16 of those split
-//             the depth H of W_hr's 16 rows, which lie in shared memory, for registers are full; behind a barrier of
-//             the CTA each adds the shares of its own outputs, in one order, and sends them as h to the first buffer.
-// No barrier  of the cluster in the loop, nor of the block without a projection. A warp sends an exchange after it has
-//             read the one before it, and nobody can send the one after it, which overwrites what was read, before it
-//             is complete, from all warps of all CTAs. For the same reason no mbarrier is a phase ahead of a warp that
-//             waits for it, and no share is overwritten before it is read.
-// Exit        The last step sends no h, and every warp waits for the last o tanh(c): nothing is under way to a CTA that
-//             has ended.
-// Saved       Training stores the activated gates (LSTM: may replace gates_x in place, a warp reads a row before it
-//             writes it) and c; inference neither.
-// Limits      cluster_largest_hidden: what the registers of 16 SMs hold of W_hh; float32: of 8. Exact products with a
-//             projection take 16 for the same H: the shared memory of 8 has no room for W_hr beside low parts of W_hh.
+// Shapes      H <= kHidden; projected, kHidden also bounds P. A CTA has a slice of kHidden / kCtas units.
+//             Padded units have zero weights and zero gates_x, so they stay 0.
+//             Grid: x = batch tiles of 8 times kCtas, y = directions.
+// Ownership   A warp owns kUnits units with all their gates. Their rows of W_hh are the A operand of mma, in registers
+//             for the whole sequence. Tiles have 16 rows: 16 units of one gate, 8 of two, or 4 of four (CellTile).
+//             c and h of a cell are float, in the lane that computes them. h of all units is the B operand: it lies in
+//             every CTA's shared memory, double-buffered.
+// One step    wait for h (mbarrier) | sum = W_hh h (mma), cell | the warp's new h to the other buffer of every CTA, by
+//             store_async, which counts its bytes off that CTA's mbarrier | results to global memory.
+//             Each warp fetches its own gates_x by cp.async, kStages - 1 steps ahead.
+// Projection  A step has two exchanges. First o tanh(c) goes to the second buffer of every CTA. Then h, P units, goes
+//             to the first. A warp owns the outputs with its units' numbers. kSharers warps together own 16 outputs:
+//             they split the depth of these 16 rows of W_hr, which lie in shared memory (registers are full).
+//             After a barrier of the CTA each warp adds the shares of its own outputs, in one order.
+// Sync        The loop has no barrier of the cluster and, without a projection, none of the CTA.
+//             Invariant: exchange n+1 reuses the buffer of n-1 and cannot start until every warp of every CTA has sent
+//             n, that is, has read n-1. What follows from it: docs/design/cuda.md.
+//             No step is left under way: the last one sends no h, and every warp waits for the last o tanh(c).
+// Saved       Training stores the activated gates and c; inference stores nothing. An LSTM may store its gates over
+//             gates_x: a warp reads a row before it writes it.
+// Limits      cluster_largest_hidden: what the registers of 16 SMs hold of W_hh, in float of 8. Exact products with a
+//             projection take 16 for that H: shared memory of 8 has no room for W_hr beside the low parts of W_hh.
 #pragma once
 
 #include "cuda/device/exchange.cuh"
@@ -33,8 +31,8 @@
 
 namespace rnnfast::cuda {
 
-// How kUnits units with their gates are spread over tiles of 16 rows, and their cells over lanes. Row
-// unit * kGatesPerTile + gate % kGatesPerTile of tile gate / kGatesPerTile is that gate of that unit.
+// How kUnits units with their gates are spread over tiles of 16 rows, and their cells over lanes. A gate of a unit is
+// row unit * kGatesPerTile + gate % kGatesPerTile of tile gate / kGatesPerTile.
 template <int kUnits>
 struct CellTile {
   static constexpr int kGatesPerTile = kTileRows / kUnits;
@@ -50,7 +48,7 @@ struct CellTile {
   template <int kTiles>
   static RNNFAST_DEVICE void gather(float (&gates)[kCells][4], const float (&sum)[kTiles][4], Lane lane) {
     if constexpr (kUnits == 4) {
-      // A lane has two gates of two columns; its neighbour, of the same unit, the other two gates. Each takes a column.
+      // A lane has two gates of two columns. Its neighbour has the unit's other two gates. Each lane takes a column.
       const bool odd = lane.group % 2;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -69,6 +67,7 @@ struct CellTile {
   }
 };
 
+// The kernel's sizes and types, and its phases.
 template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
 struct ClusterForward {
   static constexpr int kUnits = cluster_tile(arithmetic, cell, kHidden, kProjected).units;
@@ -76,6 +75,7 @@ struct ClusterForward {
   using Element = ElementOf<arithmetic>;
   using Maths = CellMath<ForwardMath<Element>>;
   using Cells = CellTile<kUnits>;
+  static constexpr int kCells = Cells::kCells;
   static constexpr int kStages = ring_stages(arithmetic);
   static constexpr int kGates = gate_count(cell);
   static constexpr int kTiles = (kGates + Cells::kGatesPerTile - 1) / Cells::kGatesPerTile;
@@ -85,16 +85,16 @@ struct ClusterForward {
   static_assert(kHidden % kCtas == 0 && kSlice % kUnits == 0 && kTiles * Cells::kGatesPerTile <= 4);
 
   using State = Operand<arithmetic, kHidden>;
+  using Layer = ForwardLayer<Element>;
   using Gates = RowStream<Element, kGates, kUnits, kLanes>;  // a warp's own
-  // Exact products need registers beside the weights: 32 for 4 cells per lane, 48 to reach 16 CTAs (ptxas of CUDA 13.0:
-  // with 32 machine code of sm_100 spills).
+  // Registers that the weights of exact products leave: 32 for 4 cells per lane, 48 in clusters of 16 CTAs. (With 32
+  // machine code of sm_100 spills: ptxas of CUDA 13.0.)
   static constexpr int kSpared = ArithmeticTraits<arithmetic>::kParts == 1 ? 0
                                  : kUnits == 16                            ? 32
                                  : kCtas == 16                             ? 48
                                                                            : 0;
   using Recurrent = WeightTiles<arithmetic, kTiles, kHidden, kWarps, kWeightBudget - kSpared>;
-  // Weights pass through shared memory a part of the depth at a time: the whole would not fit beside what is kept
-  // there.
+  // Weights pass through shared memory a part of the depth at a time. The whole does not fit beside what stays there.
   static constexpr int kPartChunks = Recurrent::kChunks % 4 ? 2 : 4;
   static constexpr int kPart = kPartChunks * kChunkBytes / int(sizeof(Element));
   using Stage = RowStage<arithmetic, kPart>;
@@ -107,7 +107,7 @@ struct ClusterForward {
   using Shares = PartialSums<1, kSharers>;
   static_assert(!kProjected || (cell == Cell::kLstm && kWarps % kSharers == 0 && kShare <= kPart));
 
-  // A warp's new h (projected: o tanh(c) as well) on its way: [part][column][unit], of which a lane sends pieces.
+  // A warp's new h (projected: o tanh(c) as well) on its way: [part][column][unit]. A lane sends pieces of it.
   static constexpr int kRunBytes = kUnits * int(sizeof(Element));
   using Piece = std::conditional_t<(kRunBytes < kPieceBytes), uint2, uint4>;
   static constexpr int kPieces = ArithmeticTraits<arithmetic>::kParts * kColumns * kRunBytes / int(sizeof(Piece));
@@ -117,7 +117,8 @@ struct ClusterForward {
   static constexpr int kArrivingBytes =
       ArithmeticTraits<arithmetic>::kParts * kColumns * kHidden * int(sizeof(Element));
 
-  // Shared memory: mbarriers, weights that are kept there, then (in turn) the stages of weights, or operands and ring.
+  // Shared memory: mbarriers and the weights that stay there. Behind them, first the stages of weights, later operands
+  // and ring.
   static constexpr int kBarriers = 0;
   static constexpr int kWeights = 128;
   static constexpr int kProjectionWeights = kWeights + Recurrent::kSharedBytes;
@@ -168,24 +169,94 @@ struct ClusterForward {
         *reinterpret_cast<uint32_t*>(to + kOutgoingPartBytes) = Numbers::low(__float_as_uint(value), leading);
     }
   }
-  // Output `row` of those that this warp and its sharers multiply, where they have stored their shares.
+  // Output `row` of the 16 that this warp and its sharers multiply, from the shares that they stored.
   static RNNFAST_DEVICE float output(const unsigned char* shares, Lane lane, int row, int column) {
     const int place = (row / 2 * 4 + column / 2) * 4 + row % 2 * 2 + column % 2;
     return Shares::load(shares + lane.warp / kSharers * kSharers * Shares::kTileBytes, 0, place);
+  }
+
+  // The mbarriers of the two buffers, armed for the first exchange into each.
+  static RNNFAST_DEVICE void init_barriers(Barrier* barriers) {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < 2; ++i) barrier_init(barriers + i, 1);
+      barrier_init_fence();
+      for (int i = 0; i < 2; ++i) barrier_arrive_expect(barriers + i, kArrivingBytes);
+    }
+  }
+
+  // All of hx, in every CTA.
+  static RNNFAST_DEVICE void load_hx(const Layer& layer, const BatchTile& tile, unsigned char* shared, int direction,
+                                     int P) {
+    for (int i = int(threadIdx.x); layer.hx && i < kColumns * kHidden / 2; i += kThreads) {
+      const int column = i / (kHidden / 2), k = i % (kHidden / 2) * 2;
+      if (tile.first + column >= tile.batch) continue;
+      const float2 pair = load_pair(layer.hx + (int64_t(direction) * tile.batch + tile.first + column) * P, k, P);
+      State::store_pair(shared + kStates, State::offset(column, k), pair.x, pair.y);
+    }
+  }
+
+  // Where this lane's pieces of what the warp sends go: to which CTA, and to which offset within a buffer.
+  static RNNFAST_DEVICE void find_targets(RemoteAddress (&peers)[kSends], int (&targets)[kSends], unsigned char* shared,
+                                          int lane_number, int first_unit) {
+#pragma unroll
+    for (int i = 0; i < kSends; ++i) {
+      const int number = lane_number + i * kLanes, at = number % kPieces * int(sizeof(Piece));
+      const int part = at / kOutgoingPartBytes, column = at % kOutgoingPartBytes / kRunBytes;
+      peers[i] = map_to_rank(shared, unsigned(min(number / kPieces, kCtas - 1)));
+      targets[i] = part * State::kPartBytes + State::offset(column, first_unit + at % kRunBytes / int(sizeof(Element)));
+    }
+  }
+
+  // Returns the new h, projected o tanh(c). g: sums with W_hh, then the activated gates; GRU's gate 3 is W_hn h + b_hn.
+  static RNNFAST_DEVICE float apply_cell(float (&g)[4], float& c, const float (&x)[kGates], float h, float bias_hn,
+                                         bool relu, bool active) {
+    float value;
+    if constexpr (cell == Cell::kRnn) {
+      value = Maths::rnn_forward(g[0] + x[0], relu);
+    } else if constexpr (cell == Cell::kGru) {
+      g[0] += x[0], g[1] += x[1];
+      g[3] = g[2] + bias_hn;
+      g[2] = x[2];
+      value = Maths::gru_forward(g[0], g[1], g[2], g[3], h);
+    } else {
+      float next_c = c;
+#pragma unroll
+      for (int m = 0; m < 4; ++m) g[m] += x[m];
+      value = Maths::lstm_forward(g[0], g[1], g[2], g[3], next_c);
+      c = active ? next_c : c;
+    }
+    return value;
+  }
+
+  static RNNFAST_DEVICE void store_saved(const Layer& layer, const float (&gate)[4], float c, int64_t row, int unit,
+                                         int H) {
+    Element* const gates = layer.gates + row * 4 * H + unit;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) gates[int64_t(m) * H] = from_float<Element>(gate[m]);
+    if constexpr (cell == Cell::kLstm) layer.c[row * H + unit] = c;
+  }
+
+  // The state of one cell after its last step.
+  static RNNFAST_DEVICE void store_state(const Layer& layer, float h, float c, const BatchTile& tile, int direction,
+                                         int unit, int column, int H, int P) {
+    const int64_t b = int64_t(direction) * tile.batch + tile.first + column;
+    const int64_t of_h = b * P + unit, of_c = b * H + unit;
+    if (!kProjected || unit < P) layer.h_n[of_h] = from_float<Element>(h);
+    if constexpr (cell == Cell::kLstm) layer.c_n[of_c] = from_float<Element>(c);
   }
 };
 
 template <Arithmetic arithmetic, Cell cell, int kHidden, bool kProjected>
 __global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kProjected>::kThreads, 1)
     cluster_forward(const __grid_constant__ ForwardLayer<ElementOf<arithmetic>> layer) {
-  using Plan = ClusterForward<arithmetic, cell, kHidden, kProjected>;
-  using Element = typename Plan::Element;
-  using State = typename Plan::State;
-  using Cells = typename Plan::Cells;
-  using Gates = typename Plan::Gates;
-  using Piece = typename Plan::Piece;
-  constexpr int kGates = Plan::kGates, kCells = Cells::kCells, kStages = Plan::kStages;
-  constexpr int kUnits = Plan::kUnits, kCtas = Plan::kCtas;
+  using Traits = ClusterForward<arithmetic, cell, kHidden, kProjected>;
+  using Element = typename Traits::Element;
+  using State = typename Traits::State;
+  using Cells = typename Traits::Cells;
+  using Gates = typename Traits::Gates;
+  using Piece = typename Traits::Piece;
+  constexpr int kGates = Traits::kGates, kCells = Cells::kCells, kStages = Traits::kStages;
+  constexpr int kUnits = Traits::kUnits, kCtas = Traits::kCtas;
   unsigned char* const shared = shared_memory();
   const Lane lane;
   const int lane_number = int(threadIdx.x) % kLanes;
@@ -193,37 +264,27 @@ __global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kPro
   const BatchTile tile(layer, int(blockIdx.x) / kCtas, direction);
   const Weights<Element>& weights = layer.weights[direction];
   const int64_t first_row = int64_t(direction) * layer.rows;  // of tensors [D, N, ..]
-  const int first_unit = int(cluster_rank()) * Plan::kSlice + lane.warp * kUnits;
+  const int first_unit = int(cluster_rank()) * Traits::kSlice + lane.warp * kUnits;
 
-  typename Plan::Recurrent recurrent;
-  typename Plan::Projection projection;
-  unsigned char* const weight_stage = shared + Plan::kStates + lane.warp * Plan::Stage::kBytes;
-  recurrent.place(shared + Plan::kWeights, lane);
-  Plan::load_recurrent(recurrent, weight_stage, weights.weight_hh, H, P, first_unit, lane);
+  typename Traits::Recurrent recurrent;
+  typename Traits::Projection projection;
+  unsigned char* const weight_stage = shared + Traits::kStates + lane.warp * Traits::Stage::kBytes;
+  recurrent.use_shared(shared + Traits::kWeights, lane);
+  Traits::load_recurrent(recurrent, weight_stage, weights.weight_hh, H, P, first_unit, lane);
   if constexpr (kProjected) {
-    projection.place(shared + Plan::kProjectionWeights, lane);
-    Plan::load_projection(projection, weight_stage, weights.weight_hr, H, P, first_unit / kTileRows * kTileRows, lane);
+    projection.use_shared(shared + Traits::kProjectionWeights, lane);
+    Traits::load_projection(projection, weight_stage, weights.weight_hr, H, P, first_unit / kTileRows * kTileRows,
+                            lane);
   }
-  Barrier* const barriers = reinterpret_cast<Barrier*>(shared + Plan::kBarriers);  // of the two buffers
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) barrier_init(barriers + i, 1);
-    barrier_init_fence();
-    for (int i = 0; i < 2; ++i) barrier_arrive_expect(barriers + i, Plan::kArrivingBytes);
-  }
+  Barrier* const barriers = reinterpret_cast<Barrier*>(shared + Traits::kBarriers);
+  Traits::init_barriers(barriers);
   block_sync();
-  zero_shared(shared + Plan::kStates, Plan::kEnd - Plan::kStates, Plan::kThreads);
+  zero_shared(shared + Traits::kStates, Traits::kEnd - Traits::kStates, Traits::kThreads);
   block_sync();
 
-  // All of hx, in every CTA.
-  for (int i = int(threadIdx.x); layer.hx && i < kColumns * kHidden / 2; i += Plan::kThreads) {
-    const int column = i / (kHidden / 2), k = i % (kHidden / 2) * 2;
-    if (tile.first + column >= tile.batch) continue;
-    const float2 pair = load_pair(layer.hx + (int64_t(direction) * tile.batch + tile.first + column) * P, k, P);
-    State::store_pair(shared + Plan::kStates, State::offset(column, k), pair.x, pair.y);
-  }
-  // Projected: `units` numbers a lane's own outputs as well, of which P exist.
+  Traits::load_hx(layer, tile, shared, direction, P);
   float h[kCells], c[kCells], bias_hn[kCells];
-  int units[kCells], columns[kCells], lengths[kCells];  // of the layer, of the tile
+  int units[kCells], columns[kCells], lengths[kCells];
 #pragma unroll
   for (int i = 0; i < kCells; ++i) {
     units[i] = first_unit + Cells::unit(lane, i);
@@ -237,24 +298,16 @@ __global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kPro
     bias_hn[i] = units[i] < H && weights.bias_hn ? to_float(weights.bias_hn[units[i]]) : 0.f;
   }
 
-  // Where this lane's pieces of what the warp sends go.
-  RemoteAddress peers[Plan::kSends];
-  int targets[Plan::kSends];  // within a buffer
-  unsigned char* const outgoing = shared + Plan::kOutgoing + lane.warp * 2 * Plan::kOutgoingBytes;
-#pragma unroll
-  for (int i = 0; i < Plan::kSends; ++i) {
-    const int number = lane_number + i * kLanes, at = number % Plan::kPieces * int(sizeof(Piece));
-    const int part = at / Plan::kOutgoingPartBytes, column = at % Plan::kOutgoingPartBytes / Plan::kRunBytes;
-    peers[i] = map_to_rank(shared, unsigned(min(number / Plan::kPieces, kCtas - 1)));
-    targets[i] =
-        part * State::kPartBytes + State::offset(column, first_unit + at % Plan::kRunBytes / int(sizeof(Element)));
-  }
+  RemoteAddress peers[Traits::kSends];
+  int targets[Traits::kSends];
+  unsigned char* const outgoing = shared + Traits::kOutgoing + lane.warp * 2 * Traits::kOutgoingBytes;
+  Traits::find_targets(peers, targets, shared, lane_number, first_unit);
 
   const Gates stream(layer.gates_x + first_row * kGates * H + first_unit, kGates * H,
                      max(min(kUnits, H - first_unit), 0), H);
   const int stream_length = tile.length(Gates::column());
   const auto stage_of = [&](int step) {
-    return shared + Plan::kRing + (lane.warp * kStages + step % kStages) * Gates::kStageBytes;
+    return shared + Traits::kRing + (lane.warp * kStages + step % kStages) * Gates::kStageBytes;
   };
   const auto fetch = [&](int step) {
     if (step < tile.steps) {
@@ -268,21 +321,21 @@ __global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kPro
   cluster_wait();
 
   const auto send = [&](const unsigned char* sent, int buffer) {
-    // Also orders this warp's reads of what it received last before what its sends allow others to overwrite.
+    // Also orders this warp's reads of the last exchange before the overwriting that its sends allow.
     warp_sync();
 #pragma unroll
-    for (int i = 0; i < Plan::kSends; ++i) {
+    for (int i = 0; i < Traits::kSends; ++i) {
       const int number = lane_number + i * kLanes;
-      if (Plan::kPieces * kCtas % kLanes != 0 && number >= Plan::kPieces * kCtas) continue;
-      const Piece piece = *reinterpret_cast<const Piece*>(sent + number % Plan::kPieces * int(sizeof(Piece)));
-      store_async(peers[i] + (Plan::kStates + buffer * State::kBytes + targets[i]), piece,
-                  peers[i] + (Plan::kBarriers + buffer * int(sizeof(Barrier))));
+      if (Traits::kPieces * kCtas % kLanes != 0 && number >= Traits::kPieces * kCtas) continue;
+      const Piece piece = *reinterpret_cast<const Piece*>(sent + number % Traits::kPieces * int(sizeof(Piece)));
+      store_async(peers[i] + (Traits::kStates + buffer * State::kBytes + targets[i]), piece,
+                  peers[i] + (Traits::kBarriers + buffer * int(sizeof(Barrier))));
     }
   };
-  // `before`: how often the buffer was filled before. Projected: buffer 0 is that of h, buffer 1 that of o tanh(c).
+  // before: how often the buffer was filled before. Projected: buffer 0 is for h, buffer 1 for o tanh(c).
   const auto receive = [&](int buffer, int before) {
     barrier_wait(barriers + buffer, before % 2);
-    if (threadIdx.x == 0) barrier_arrive_expect(barriers + buffer, Plan::kArrivingBytes);
+    if (threadIdx.x == 0) barrier_arrive_expect(barriers + buffer, Traits::kArrivingBytes);
   };
   const auto store_output = [&](int64_t row, int unit, float value) {
     layer.output[(row * layer.directions + direction) * P + unit] = from_float<Element>(value);
@@ -300,36 +353,21 @@ __global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kPro
       for (int m = 0; m < kGates; ++m) x[i][m] = Gates::read_one(stage_of(step), columns[i], m, Cells::unit(lane, i));
     fetch(step + kStages - 1);  // into the stage that the step before has read
     if (step > 0) receive(buffer, kProjected ? step - 1 : (step - 1) / 2);
-    float sum[Plan::kTiles][4], gate[kCells][4];
-    recurrent.multiply(sum, shared + Plan::kStates + buffer * State::kBytes, state_offset);
+    float sum[Traits::kTiles][4], gate[kCells][4];
+    recurrent.multiply(sum, shared + Traits::kStates + buffer * State::kBytes, state_offset);
     Cells::gather(gate, sum, lane);
 
-    unsigned char* const sent = outgoing + buffer * Plan::kOutgoingBytes;
+    unsigned char* const sent = outgoing + buffer * Traits::kOutgoingBytes;
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
       const bool active = t < lengths[i];
-      float (&g)[4] = gate[i];
-      float value;
-      if constexpr (cell == Cell::kRnn) {
-        value = Plan::Maths::rnn_forward(g[0] + x[i][0], layer.relu);
-      } else if constexpr (cell == Cell::kGru) {
-        g[0] += x[i][0], g[1] += x[i][1];
-        g[3] = g[2] + bias_hn[i];
-        g[2] = x[i][2];
-        value = Plan::Maths::gru_forward(g[0], g[1], g[2], g[3], h[i]);
-      } else {
-        float next_c = c[i];
-#pragma unroll
-        for (int m = 0; m < 4; ++m) g[m] += x[i][m];
-        value = Plan::Maths::lstm_forward(g[0], g[1], g[2], g[3], next_c);
-        c[i] = active ? next_c : c[i];
-      }
+      float value = Traits::apply_cell(gate[i], c[i], x[i], h[i], bias_hn[i], layer.relu, active);
       if constexpr (!kProjected) value = h[i] = active ? value : h[i];
-      Plan::put(sent, columns[i], Cells::unit(lane, i), value);
+      Traits::put(sent, columns[i], Cells::unit(lane, i), value);
     }
     if (kProjected || step + 1 < tile.steps) send(sent, 1 - buffer);
 
-    // While that is under way.
+    // While the exchange is under way.
     const int64_t row = tile.row(t);
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
@@ -337,28 +375,25 @@ __global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kPro
       const int64_t own = row + columns[i];
       if constexpr (!kProjected) store_output(own, units[i], h[i]);
       if (cell == Cell::kRnn || layer.gates == nullptr) continue;
-      Element* const gates = layer.gates + (first_row + own) * 4 * H + units[i];
-#pragma unroll
-      for (int m = 0; m < 4; ++m) gates[int64_t(m) * H] = from_float<Element>(gate[i][m]);
-      if constexpr (cell == Cell::kLstm) layer.c[(first_row + own) * H + units[i]] = c[i];
+      Traits::store_saved(layer, gate[i], c[i], first_row + own, units[i], H);
     }
 
     if constexpr (kProjected) {
       receive(1, step);
       float share[1][4];
       projection.multiply(share, [&](int part, int chunk) {
-        return State::load(shared + Plan::kStates + State::kBytes, state_offset, part,
-                           lane.warp % Plan::kSharers * Plan::Projection::kChunks + chunk);
+        return State::load(shared + Traits::kStates + State::kBytes, state_offset, part,
+                           lane.warp % Traits::kSharers * Traits::Projection::kChunks + chunk);
       });
-      Plan::Shares::store(shared + Plan::kShares, lane, share);
+      Traits::Shares::store(shared + Traits::kShares, lane, share);
       block_sync();
 #pragma unroll
       for (int i = 0; i < kCells; ++i) {
-        const float value = Plan::output(shared + Plan::kShares, lane, units[i] % kTileRows, columns[i]);
+        const float value = Traits::output(shared + Traits::kShares, lane, units[i] % kTileRows, columns[i]);
         h[i] = t < lengths[i] ? value : h[i];
-        Plan::put(outgoing + Plan::kOutgoingBytes, columns[i], Cells::unit(lane, i), h[i]);
+        Traits::put(outgoing + Traits::kOutgoingBytes, columns[i], Cells::unit(lane, i), h[i]);
       }
-      if (step + 1 < tile.steps) send(outgoing + Plan::kOutgoingBytes, 0);
+      if (step + 1 < tile.steps) send(outgoing + Traits::kOutgoingBytes, 0);
 #pragma unroll
       for (int i = 0; i < kCells; ++i)
         if (t < lengths[i] && units[i] < P) store_output(row + columns[i], units[i], h[i]);
@@ -368,16 +403,13 @@ __global__ void __launch_bounds__(ClusterForward<arithmetic, cell, kHidden, kPro
 #pragma unroll
   for (int i = 0; i < kCells; ++i) {
     if (units[i] >= H || tile.first + columns[i] >= tile.batch) continue;
-    const int64_t b = int64_t(direction) * tile.batch + tile.first + columns[i];
-    const int64_t of_h = b * P + units[i], of_c = b * H + units[i];
-    if (!kProjected || units[i] < P) layer.h_n[of_h] = from_float<Element>(h[i]);
-    if constexpr (cell == Cell::kLstm) layer.c_n[of_c] = from_float<Element>(c[i]);
+    Traits::store_state(layer, h[i], c[i], tile, direction, units[i], columns[i], H, P);
   }
   if (cluster_rank() != 0) return;
-  zero_tails(tile, layer.output + direction * P, layer.directions * P, P, lane, Plan::kWarps);
+  zero_tails(tile, layer.output + direction * P, layer.directions * P, P, lane, Traits::kWarps);
   if (cell != Cell::kRnn && layer.gates)
-    zero_tails(tile, layer.gates + first_row * 4 * H, 4 * H, 4 * H, lane, Plan::kWarps);
-  if (cell == Cell::kLstm && layer.c) zero_tails(tile, layer.c + first_row * H, H, H, lane, Plan::kWarps);
+    zero_tails(tile, layer.gates + first_row * 4 * H, 4 * H, 4 * H, lane, Traits::kWarps);
+  if (cell == Cell::kLstm && layer.c) zero_tails(tile, layer.c + first_row * H, H, H, lane, Traits::kWarps);
 }
 
 }  // namespace rnnfast::cuda

@@ -1,5 +1,5 @@
-// Tier cluster: the kernels of all cells and sizes, of one product and one pass. Compiled once for each pair, with
-// RNNFAST_ARITHMETIC and RNNFAST_BACKWARD defined by the command (kernel_build/sources.py).
+// Tier cluster: the kernels of all cells and sizes, for one arithmetic and one pass. It is compiled once for each pair.
+// The command defines RNNFAST_ARITHMETIC and RNNFAST_BACKWARD (kernel_build/sources.py).
 #include "cuda/tiers/cluster/launch.cuh"
 
 namespace rnnfast::cuda {

@@ -1,4 +1,4 @@
-// Launches of tier cluster: which of the compiled kernels serves a shape. Included by inst_cluster_*.cu only.
+// Launches of tier cluster: which of the compiled kernels serves a shape. For instance.cu and tests.
 #pragma once
 
 #include "cuda/tiers/cluster/backward.cuh"
@@ -38,36 +38,37 @@ inline dim3 cluster_grid(const Shape& shape, int ctas) {
   return {unsigned((shape.batch + kColumns - 1) / kColumns * ctas), unsigned(shape.directions)};
 }
 
-template <class Plan, class Layer>
+template <class Traits, class Layer>
 cudaError_t cluster_fits(void (*kernel)(Layer), bool* fits) {
   unsigned blocks = 0;
-  const cudaError_t error = resident_blocks(kernel, dim3(Plan::kThreads), Plan::kCtas, Plan::kSharedBytes, &blocks);
-  *fits = blocks >= unsigned(Plan::kCtas);
+  const cudaError_t error =
+      resident_blocks(kernel, dim3(Traits::kThreads), Traits::kCtas, Traits::kSharedBytes, &blocks);
+  *fits = blocks >= unsigned(Traits::kCtas);
   return error;
 }
 
 // Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
-template <Arithmetic arithmetic, class Plan, class Layer>
+template <Arithmetic arithmetic, class Traits, class Layer>
 cudaError_t launch_cluster(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
   if (cluster_refuses(arithmetic, layer)) return cudaErrorInvalidConfiguration;
   if (layer.batch == 0) return cudaSuccess;
-  return launch(kernel, cluster_grid(layer, Plan::kCtas), dim3(Plan::kThreads), Plan::kCtas, false, Plan::kSharedBytes,
-                stream, layer);
+  return launch(kernel, cluster_grid(layer, Traits::kCtas), dim3(Traits::kThreads), Traits::kCtas, false,
+                Traits::kSharedBytes, stream, layer);
 }
 
 template <Arithmetic arithmetic>
 ClusterResources cluster_forward_resources(const Shape& shape) {
   return with_cluster_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = ClusterForward<arithmetic, cell, kHidden, kProjected>;
-    return ClusterResources{Plan::kThreads, Plan::kSharedBytes, Plan::kCtas};
+    using Traits = ClusterForward<arithmetic, cell, kHidden, kProjected>;
+    return ClusterResources{Traits::kThreads, Traits::kSharedBytes, Traits::kCtas};
   });
 }
 
 template <Arithmetic arithmetic>
 ClusterResources cluster_backward_resources(const Shape& shape) {
   return with_cluster_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = ClusterBackward<arithmetic, cell, kHidden, kProjected>;
-    return ClusterResources{Plan::kThreads, Plan::kSharedBytes, Plan::kCtas};
+    using Traits = ClusterBackward<arithmetic, cell, kHidden, kProjected>;
+    return ClusterResources{Traits::kThreads, Traits::kSharedBytes, Traits::kCtas};
   });
 }
 

@@ -1,4 +1,4 @@
-// Tier CTA: the whole recurrence of a batch tile (8 sequences) and one direction in one CTA. For hosts; torch-free.
+// Tier CTA: one CTA runs the whole recurrence of a batch tile (8 sequences) in one direction. Host side, without torch.
 #pragma once
 
 #include "cuda/device/arithmetic.cuh"
@@ -11,13 +11,13 @@ struct CtaResources {
   int shared_bytes;
 };
 
-// Why no kernel serves a shape; null: one does.
+// Why no kernel serves a shape. Null: one does.
 inline const char* cta_refuses(Arithmetic arithmetic, const Shape& shape) {
   return shape.hidden_size > cta_largest_hidden(arithmetic, shape.cell) ? "weight_hh exceeds the registers of one CTA"
                                                                         : nullptr;
 }
 
-// Of a shape that is not refused. Grid: ceil(B / 8) x D.
+// For shapes that are not refused. Grid: ceil(B / 8) x D.
 template <Arithmetic arithmetic>
 CtaResources cta_forward_resources(const Shape& shape);
 template <Arithmetic arithmetic>

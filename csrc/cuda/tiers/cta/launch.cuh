@@ -1,4 +1,4 @@
-// Launches of tier CTA: which of the compiled kernels serves a shape. Included by inst_cta_*.cu only.
+// Launches of tier CTA: which of the compiled kernels serves a shape. For instance.cu and tests.
 #pragma once
 
 #include "cuda/tiers/cta/backward.cuh"
@@ -6,8 +6,8 @@
 
 namespace rnnfast::cuda {
 
-// The padded H of the kernels that exist: multiples of 32 in 16 bits, where a step's products grow with H^2; fewer in
-// float, whose range is half. Each more costs half a second of compilation per architecture.
+// The padded H of the kernels that exist. In 16 bits: multiples of 32, because a step's products grow with H^2. Float
+// has half the range and fewer sizes. Each size costs half a second of compilation per architecture.
 constexpr int cta_padded_hidden(Arithmetic arithmetic, int hidden) {
   if (hidden > 128) return 256;  // RNN only
   if (!is_16_bit(arithmetic)) return hidden <= 32 ? 32 : hidden <= 64 ? 64 : 128;
@@ -39,26 +39,26 @@ inline dim3 cta_grid(const Shape& shape) {
 }
 
 // Launches kernel(layer), unless no kernel serves the layer or there is nothing to do.
-template <Arithmetic arithmetic, class Plan, class Layer>
+template <Arithmetic arithmetic, class Traits, class Layer>
 cudaError_t launch_cta(void (*kernel)(Layer), const Layer& layer, cudaStream_t stream) {
   if (cta_refuses(arithmetic, layer)) return cudaErrorInvalidConfiguration;
   if (layer.batch == 0) return cudaSuccess;
-  return launch(kernel, cta_grid(layer), dim3(Plan::kThreads), 1, false, Plan::kSharedBytes, stream, layer);
+  return launch(kernel, cta_grid(layer), dim3(Traits::kThreads), 1, false, Traits::kSharedBytes, stream, layer);
 }
 
 template <Arithmetic arithmetic>
 CtaResources cta_forward_resources(const Shape& shape) {
   return with_cta_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = CtaForward<arithmetic, cell, kHidden, kProjected>;
-    return CtaResources{Plan::kThreads, Plan::kSharedBytes};
+    using Traits = CtaForward<arithmetic, cell, kHidden, kProjected>;
+    return CtaResources{Traits::kThreads, Traits::kSharedBytes};
   });
 }
 
 template <Arithmetic arithmetic>
 CtaResources cta_backward_resources(const Shape& shape) {
   return with_cta_kernel<arithmetic>(shape, [&]<Cell cell, int kHidden, bool kProjected>() {
-    using Plan = CtaBackward<arithmetic, cell, kHidden, kProjected>;
-    return CtaResources{Plan::kThreads, Plan::kSharedBytes};
+    using Traits = CtaBackward<arithmetic, cell, kHidden, kProjected>;
+    return CtaResources{Traits::kThreads, Traits::kSharedBytes};
   });
 }
 

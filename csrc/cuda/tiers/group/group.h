@@ -1,6 +1,5 @@
-// Tier group: the recurrence of a batch tile (8 sequences) and one direction in a group of CTAs that run at the same
-// time, each with a slice of the units, and tell each other h (backward: gate gradients) through global memory. For
-// hosts; torch-free.
+// Tier group: CTAs that run at the same time share the recurrence of a batch tile (8 sequences) in one direction. Each
+// has some of the units. They exchange h (backward: gate gradients) through global memory. Host side, without torch.
 #pragma once
 
 #include "cuda/device/arithmetic.cuh"
@@ -15,16 +14,16 @@ struct GroupResources {
   int64_t exchange_bytes;  // of the workspace, all groups together
 };
 
-// The largest H: weights of 16 units (RNN 32) fill up to 128 registers of each of 8 warps, and as much shared memory.
+// The largest H. Weights of 16 units (RNN 32) take up to 128 registers in each of 8 warps, and as much shared memory.
 constexpr int group_largest_hidden(Arithmetic arithmetic) {
   return is_16_bit(arithmetic) ? 2048 : arithmetic == Arithmetic::kTf32 ? 1024 : 512;
 }
 
-// The largest P of a projection, which takes its part of the same registers and shared memory: backward of the largest
-// H and P takes 220 KiB (exact 226) of the 227 that a CTA of sm_90 can have.
+// The largest P of a projection, whose weights share these registers and this memory. Backward of the largest H and P
+// takes 220 KiB (exact 226) of the 227 KiB that a CTA of sm_90 can have.
 constexpr int group_largest_projection(Arithmetic arithmetic) { return group_largest_hidden(arithmetic) / 2; }
 
-// Why no kernel serves a shape; null: one does.
+// Why no kernel serves a shape. Null: one does.
 inline const char* group_refuses(Arithmetic arithmetic, const Shape& shape) {
   if (shape.hidden_size > group_largest_hidden(arithmetic)) return "weight_hh exceeds what a group can hold";
   if (!is_projected(shape)) return nullptr;
@@ -33,9 +32,9 @@ inline const char* group_refuses(Arithmetic arithmetic, const Shape& shape) {
   return shape.output_size > group_largest_projection(arithmetic) ? "weight_hr exceeds what a group can hold" : nullptr;
 }
 
-// `exchange`: exchange_bytes, aligned to 16; what lies there does not matter. Launches as many groups at once as the
-// current device holds, the others after them. Returns an error, with nothing launched: cudaErrorInvalidConfiguration
-// where the shape is refused, cudaErrorCooperativeLaunchTooLarge where not even one group fits the device.
+// exchange: exchange_bytes, aligned to 16, with any content. A launch runs as many groups at once as the current device
+// holds, then the others. An error means that nothing was launched: cudaErrorInvalidConfiguration where the shape is
+// refused, cudaErrorCooperativeLaunchTooLarge where not even one group fits the device.
 template <Arithmetic arithmetic>
 GroupResources group_forward_resources(const Shape& shape);
 template <Arithmetic arithmetic>

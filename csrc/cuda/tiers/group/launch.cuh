@@ -1,4 +1,4 @@
-// Launches of tier group: which of the compiled kernels serves a shape. Included by inst_group_*.cu only.
+// Launches of tier group: which of the compiled kernels serves a shape. For instance.cu and tests.
 #pragma once
 
 #include "cuda/tiers/group/backward.cuh"
@@ -7,14 +7,14 @@ namespace rnnfast::cuda {
 
 constexpr int kGroupWarps = 8;  // two per scheduler of an SM, each with up to 255 registers per lane
 
-// The padded H of the kernels that exist: a kernel takes seconds to compile per architecture.
+// The padded H of the kernels that exist. Few: a kernel takes seconds to compile per architecture.
 constexpr int group_padded_hidden(int hidden) {
   return hidden <= 256 ? 256 : hidden <= 512 ? 512 : hidden <= 1024 ? round_up(hidden, 256) : round_up(hidden, 512);
 }
 
 // Calls use.template operator()<cell, kHidden, kProjection>() for the kernel that serves `shape`, a layer with a
-// projection. Forward's weights in a CTA grow with 4 P + H, backward's with 4 H + P: sizes follow the larger part, and
-// are few, for each costs 0.6 s (backward 0.9 s) of compilation per architecture.
+// projection. A CTA's weights grow with 4 P + H in forward, with 4 H + P in backward; sizes follow the larger part.
+// They are few: each costs 0.6 s (backward 0.9 s) of compilation per architecture.
 template <Arithmetic arithmetic, bool kBackward, class Use>
 auto with_projected_group_kernel(const Shape& shape, Use use) {
   constexpr int kLargest = group_largest_hidden(arithmetic), kHalf = kLargest / 2, kQuarter = kLargest / 4;
@@ -53,10 +53,10 @@ auto with_group_kernel(const Shape& shape, Use use) {
 // A group is a batch tile in one direction.
 inline int group_count(const Shape& shape) { return (shape.batch + kColumns - 1) / kColumns * shape.directions; }
 
-template <class Plan>
+template <class Traits>
 GroupResources group_resources(const Shape& shape) {
-  return {Plan::kThreads, Plan::kSharedBytes, (shape.hidden_size + Plan::kUnits - 1) / Plan::kUnits,
-          int64_t(group_count(shape)) * shape.steps * Plan::kStepBytes};
+  return {Traits::kThreads, Traits::kSharedBytes, (shape.hidden_size + Traits::kUnits - 1) / Traits::kUnits,
+          int64_t(group_count(shape)) * shape.steps * Traits::kStepBytes};
 }
 
 // How many groups of a kernel the current device can hold at once.
@@ -69,22 +69,22 @@ cudaError_t groups_at_once(void (*kernel)(Layer, unsigned char*, int), const Gro
   return error;
 }
 
-template <class Plan, class Layer>
+template <class Traits, class Layer>
 cudaError_t group_fits(void (*kernel)(Layer, unsigned char*, int), const Shape& shape, bool* fits) {
   int groups = 0;
-  const cudaError_t error = groups_at_once(kernel, group_resources<Plan>(shape), &groups);
+  const cudaError_t error = groups_at_once(kernel, group_resources<Traits>(shape), &groups);
   *fits = groups > 0;
   return error;
 }
 
 // Runs all groups of a kernel, as many at once as the device holds, unless it does not serve the layer.
-template <class Plan, class Layer>
+template <class Traits, class Layer>
 cudaError_t launch_groups(void (*kernel)(Layer, unsigned char*, int), const std::type_identity_t<Layer>& layer,
                           void* exchange, cudaStream_t stream) {
-  if (layer.hidden_size > Plan::kLargestHidden || layer.output_size > Plan::kLargestOutput ||
-      is_projected(layer) != Plan::kProjected)
+  if (layer.hidden_size > Traits::kLargestHidden || layer.output_size > Traits::kLargestOutput ||
+      is_projected(layer) != Traits::kProjected)
     return cudaErrorInvalidConfiguration;
-  const GroupResources resources = group_resources<Plan>(layer);
+  const GroupResources resources = group_resources<Traits>(layer);
   const dim3 block(resources.threads);
   const int groups = group_count(layer);
   if (groups == 0) return cudaSuccess;

@@ -1,14 +1,16 @@
 // Tier step, backward: one launch per time step, dh = dgates W_hh and the cell fused. Any size, any device from 7.5 on.
 //
-// Shapes: csrc/cuda/layer.h. Steps run from the last to the first; launch and tiles as in tier_step_fwd.cuh, with one
-// plane and K = G*H: a CTA forms dh of kUnits units from the gate gradients of the step that follows in time, adds
-// grad_output (grad_h_n at a sequence's last step), and writes the gate gradients of its own step.
-// Between steps: dc and GRU's dh z in float32 scratch [D, B, H], everything else through grad_gates itself.
-// With a projection a step is two launches: `step_grad_state` forms grad_projected from the following step's gate
-// gradients, `step_backward` multiplies it by weight_hr. `step_grad_state` also ends the walk with grad_hx.
-// Synchronisation: the stream's order between launches; within one see tier_step_product.cuh.
-// Weights come transposed, K contiguous, rows 16-byte aligned (the host makes the copies once per call).
-// Rows of padded input beyond a sequence's length get zero gradients.
+// Shapes      See layer.h. Steps run from the last to the first. Launch and tiles are as in forward.cuh, with one plane
+//             and K = G*H. Rows of padded input beyond a sequence's length get zero gradients.
+// Ownership   A CTA computes dh of kUnits units from the gate gradients of the step that follows in time.
+// One step    dh gets grad_output added, and grad_h_n at a sequence's last step. The CTA writes the gate gradients of
+//             its own step. From step to step, dc and GRU's dh z go through float32 scratch [D, B, H], all else through
+//             grad_gates.
+// Projection  A step is two launches. `step_grad_state` forms grad_projected from the gate gradients of the following
+//             step. `step_backward` multiplies it by weight_hr. With or without a projection, `step_grad_state` ends
+//             the walk with grad_hx.
+// Sync        Between launches, the stream's order. Within a launch, see product.cuh.
+// Limits      Weights are transposed, K contiguous, rows 16-byte aligned. The host makes the copies once per call.
 #pragma once
 
 #include "cuda/tiers/step/forward.cuh"
@@ -107,7 +109,7 @@ __global__ void __launch_bounds__(kStepThreads)
   }
 }
 
-// step >= 0: grad_projected of that step. step = -1: grad_hx. Tiles are of P in place of H.
+// step >= 0: grad_projected of that step. step = -1: grad_hx. Tiles cut P instead of H.
 template <Arithmetic kArithmetic, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
     step_grad_state(const __grid_constant__ StepBackward<ElementOf<kArithmetic>> call, int step) {
@@ -153,7 +155,7 @@ __global__ void __launch_bounds__(kStepThreads)
   }
 }
 
-// All steps of a layer on `stream`. The first error ends it.
+// All steps of a layer on `stream`. The first error ends the walk.
 template <Arithmetic kArithmetic, Cell kCell, bool kLarge>
 cudaError_t launch_step_backward_tile(const StepBackward<ElementOf<kArithmetic>>& call, cudaStream_t stream) {
   using Tile = StepTile<kArithmetic, 1, kLarge>;

@@ -1,14 +1,15 @@
 // Tier step, forward: one launch per time step, W_hh h' and the cell fused. Any size, any device from 7.5 on.
 //
-// Shapes: csrc/cuda/layer.h. Launch (batch tiles, unit tiles, directions); direction d handles its own time.
-// A CTA forms gates W_hh h' of kUnits units and kBatch rows of the batch (tier_step_product.cuh) and applies the cell.
-// Nothing stays on chip from step to step: h' is the previous step's rows of `output` itself (hx at a sequence's first
-// step), c' is read from the saved c, or from `carry` where nothing is saved. W_hh comes from L2 at every step.
-// With a projection `step_forward` leaves o tanh(c) in `cells`, and a second launch, `step_project`, multiplies it by
-// weight_hr into `output`.
-// Synchronisation: the stream's order between launches; within one see tier_step_product.cuh.
-// Saved for backward: gates and c, in the shapes of layer.h. gates may be gates_x: a thread writes what it alone read.
-// Limits: B below 2^31, H below 16 * 65535 (the grid); weight rows 16-byte aligned (host).
+// Shapes      See layer.h. Grid: batch tiles, unit tiles, directions. Direction d handles its own time.
+// Ownership   A CTA computes the gates of kUnits units and kBatch rows of the batch (product.cuh) and applies the cell.
+//             Nothing stays on the chip from step to step, and W_hh comes from L2 at every step.
+// One step    h' is the previous step's rows of `output`, or hx at a sequence's first step. c' is the saved c; where
+//             nothing is saved, `carry`.
+// Projection  A step is two launches. `step_forward` leaves o tanh(c) in `unprojected`. `step_project` multiplies it by
+//             weight_hr into `output`.
+// Sync        Between launches, the stream's order. Within a launch, see product.cuh.
+// Saved       gates and c, in the shapes of layer.h. gates may be gates_x: a thread writes only what it alone has read.
+// Limits      B below 2^31, H below 16 * 65535 (the grid). Weight rows are 16-byte aligned (by the host).
 #pragma once
 
 #include <bit>
@@ -20,7 +21,7 @@
 
 namespace rnnfast::cuda {
 
-// No sequence of the tile takes part at time t, and no row of it exists in memory.
+// Whether no sequence of the tile takes part at time t and none of its rows exists in memory.
 RNNFAST_DEVICE bool nothing_to_do(const Shape& shape, int t, int first_b) {
   return shape.offsets && t >= shape.lengths[first_b];  // packed: lengths fall
 }
@@ -40,14 +41,14 @@ __global__ void __launch_bounds__(kStepThreads)
   const Element* const outputs = call.output + d * P;
   const Element* const hx = call.hx ? call.hx + d * B * P : nullptr;
 
-  // h' of sequence b, null for zeros
+  // h' of sequence b; null: zeros.
   const auto state_row = [&](int b) -> const Element* {
     if (b >= B) return nullptr;
     const Position at = position(call, d, t, b);
     if (!at.active) return nullptr;
     return !at.first ? outputs + at.previous * width : hx ? hx + b * P : nullptr;
   };
-  // What a cell needs beside W_hh h'. `i` counts the thread's cells.
+  // What a cell needs beside W_hh h'. i counts the thread's cells.
   struct Inputs {
     Position at;
     float x[kGates];
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kStepThreads)
     }
     return in;
   };
-  // The small tile's cells are few enough to be loaded in the shadow of the product.
+  // The small tile has few cells. They are loaded while the product runs.
   constexpr bool kEarly = Tile::kCells <= 2;
   Inputs early[kEarly ? Tile::kCells : 1];
   if constexpr (kEarly) {
@@ -97,11 +98,11 @@ __global__ void __launch_bounds__(kStepThreads)
     Element* const output = call.output + at.row * width + d * P + u;  // of a layer without a projection
     if (!at.active) {
       if (length_of(call, b) == 0 && step == 0) {  // no step: the states pass through
-        if (!call.cells) call.h_n[state] = hx ? hx[b * P + u] : from_float<Element>(0.0f);
+        if (!call.unprojected) call.h_n[state] = hx ? hx[b * P + u] : from_float<Element>(0.0f);
         if (kCell == Cell::kLstm) call.c_n[state] = call.cx ? call.cx[state] : from_float<Element>(0.0f);
       }
       if (call.offsets) continue;
-      if (!call.cells) *output = from_float<Element>(0.0f);
+      if (!call.unprojected) *output = from_float<Element>(0.0f);
       for (int plane = 0; call.gates && plane < saved_planes(kCell); ++plane)
         call.gates[saved * 4 * H + plane * H + u] = from_float<Element>(0.0f);
       if (call.c) call.c[saved * H + u] = 0.0f;
@@ -132,8 +133,8 @@ __global__ void __launch_bounds__(kStepThreads)
       for (int plane = 0; plane < kGates; ++plane)
         if (call.gates) call.gates[saved * 4 * H + plane * H + u] = from_float<Element>(gate[plane]);
     }
-    if (call.cells) {
-      call.cells[state] = from_float<Element>(h);
+    if (call.unprojected) {
+      call.unprojected[state] = from_float<Element>(h);
     } else {
       *output = from_float<Element>(h);
       if (at.last) call.h_n[state] = from_float<Element>(h);
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kStepThreads)
   }
 }
 
-// h = W_hr (o tanh(c)); tiles are of P in place of H.
+// h = W_hr (o tanh(c)). Tiles cut P instead of H.
 template <Arithmetic kArithmetic, bool kLarge>
 __global__ void __launch_bounds__(kStepThreads)
     step_project(const __grid_constant__ StepForward<ElementOf<kArithmetic>> call, int step) {
@@ -155,11 +156,11 @@ __global__ void __launch_bounds__(kStepThreads)
 
   const auto row_of = [&](int b) -> const Element* {
     b += b0;
-    return b < B && t < length_of(call, b) ? call.cells + (d * B + b) * H : nullptr;
+    return b < B && t < length_of(call, b) ? call.unprojected + (d * B + b) * H : nullptr;
   };
   const AlignedWeight<Element>& own = call.projection[d];
   const WeightRows<Element> weight{own.data + u0 * own.stride, own.stride, 0, P - u0};
-  step_product<Tile>(shared, weight, row_of, H, call.aligned_cells);
+  step_product<Tile>(shared, weight, row_of, H, call.aligned_unprojected);
 
 #pragma unroll 2
   for (int i = 0; i < Tile::kCells; ++i) {
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(kStepThreads)
   }
 }
 
-// One launch over all tiles of `units` units, the whole batch and all directions.
+// One launch over all tiles: `units` units, the whole batch, all directions.
 template <class Tile, class Call>
 cudaError_t launch_tiles(void (*kernel)(Call, int), int64_t units, const Call& call, int step, cudaStream_t stream) {
   const dim3 grid(unsigned(divide_up(call.batch, Tile::kBatch)), unsigned(divide_up(units, Tile::kUnits)),
@@ -195,7 +196,7 @@ cudaError_t launch_step_forward_tile(const StepForward<ElementOf<kArithmetic>>& 
         launch_tiles<Tile>(step_forward<kArithmetic, kCell, kLarge>, call.hidden_size, call, step, stream);
     if (error != cudaSuccess) return error;
     if constexpr (kCell == Cell::kLstm) {
-      if (!call.cells) continue;
+      if (!call.unprojected) continue;
       error = launch_tiles<ProjectTile>(step_project<kArithmetic, kLarge>, call.output_size, call, step, stream);
       if (error != cudaSuccess) return error;
     }

@@ -1,4 +1,4 @@
-// Tier step: the kernels of all cells and tiles, of one product. Compiled once for each: the compiler's command defines
+// Tier step: the kernels of all cells and tiles, for one arithmetic. It is compiled once for each. The command defines
 // RNNFAST_ARITHMETIC (kernel_build/sources.py).
 #include "cuda/tiers/step/backward.cuh"
 

@@ -1,23 +1,20 @@
 // The matrix product of tier step: sums[row][b] = Σ_k weight[row][k] state[b][k] for one tile, in shared memory.
 //
-// A tile is kUnits units x all kPlanes planes (gates) of them x kBatch rows of the batch. Operand A is the weight (rows
-// of 16), operand B the state (columns of 8), so that a small batch wastes little of an mma. Both operands have K
-// contiguous and pass through shared memory as slabs of 64 bytes of K:
-//
-//   stage [kStages] -> slab [kSlabs] -> row [kRows + kBatch] -> 64 bytes
-//
-// A lane of an mma loads 16 contiguous bytes of a row, and eight lanes two whole rows: one conflict-free 128-bit load
-// per fragment, without padding. K's order within a slab is thereby permuted, alike for both operands. 16 bytes are two
-// 32-bit words of operand for each of two mma, which holds for 16-bit and TF32 elements alike. Exact products walk
-// the same fragments with FFMA; lanes start at different quarters of a slab, which avoids bank conflicts of the weight.
-//
-// Who computes what: the large tile gives 2 x 2 warps a quarter each; the small one gives each of 4 warps a quarter of
-// K, and whoever reads the sums adds the 4 parts, always in the same order.
-//
-// Synchronisation: one barrier per stage of K. cp.async fills kStages - 1 stages ahead; before compute capability 8.0
-// the copies are ordinary ones at the same place. Ends after a barrier: all sums are visible to the CTA.
-// Limits: weight rows are 16-byte aligned with K padded by zeros (the host sees to that); a state that is not aligned
-// is copied element by element.
+// Shapes      A tile is kUnits units with all their kPlanes planes (gates), times kBatch rows of the batch. The weight
+//             is the A operand (rows of 16), the state the B operand (columns of 8): a small batch wastes little of an
+//             mma. K is contiguous in both. They pass through shared memory as slabs of 64 bytes of K:
+//               stage [kStages] -> slab [kSlabs] -> row [kRows + kBatch] -> 64 bytes
+// Ownership   Large tile: 2 x 2 warps, a quarter of the tile each. Small tile: 4 warps, a quarter of K each; the reader
+//             of the sums adds the 4 parts, always in the same order.
+//             A lane of an mma loads 16 contiguous bytes of a row, and 8 lanes load two whole rows: one 128-bit load
+//             per fragment, without bank conflicts or padding. This permutes K within a slab, alike for both operands.
+//             16 bytes are two operand words for each of two mma, with 16-bit and with TF32 elements.
+//             Exact products walk the same fragments with FFMA. Their lanes start at different quarters of a slab,
+//             which avoids bank conflicts of the weight.
+// Sync        One barrier per stage of K. cp.async fills kStages - 1 stages ahead. Before compute capability 8.0 the
+//             copies are ordinary ones at the same place. The function ends after a barrier: the CTA sees all sums.
+// Limits      Weight rows are 16-byte aligned, with K padded by zeros (by the host). A state that is not aligned is
+//             copied element by element.
 #pragma once
 
 #include "cuda/device/arithmetic.cuh"
@@ -47,7 +44,7 @@ struct StepTile {
   static constexpr int kCells = kUnits * kBatch / kStepThreads;  // (unit, batch row) pairs of a thread
 };
 
-// Weight rows of a tile: plane p, unit u is at `first` + (p * plane_rows + u) * stride for u < units.
+// Weight rows of a tile. Unit u < units of plane p is at first + (p * plane_rows + u) * stride.
 template <class Element>
 struct WeightRows {
   const Element* first;
@@ -56,7 +53,7 @@ struct WeightRows {
   int64_t units;       // left in this tile and after it
 };
 
-// 16 bytes of a slab as operand words: 16-bit elements as they are, floats rounded.
+// 16 bytes of a slab as operand words: 16-bit elements unchanged, floats rounded.
 template <Arithmetic kArithmetic>
 RNNFAST_DEVICE uint4 operand(uint4 words) {
   if constexpr (kArithmetic == Arithmetic::kTf32) {
@@ -76,7 +73,7 @@ RNNFAST_DEVICE void add_products(float& sum, float4 a, float4 b) {
   sum = fmaf(a.w, b.w, sum);
 }
 
-// Copies 16 bytes of a state's row from element k on, zeros beyond `k_size`; nothing of the row is aligned.
+// Copies 16 bytes of a state's row, from element k on; zeros beyond k_size. The row may be unaligned.
 template <class Element>
 RNNFAST_DEVICE void copy_unaligned(unsigned char* target, const Element* row, int64_t k, int64_t k_size) {
   constexpr int kCount = kPieceBytes / int(sizeof(Element));
@@ -85,8 +82,59 @@ RNNFAST_DEVICE void copy_unaligned(unsigned char* target, const Element* row, in
   for (int i = 0; i < kCount; ++i) to[i] = row && k + i < k_size ? row[k + i] : from_float<Element>(0.0f);
 }
 
-// `row_of(b)` gives the state row of batch row b of the tile, or null for zeros. `aligned`: rows are 16-byte aligned
-// and k_size is a multiple of 16 bytes.
+// Adds a slab's products to a warp's sums. Lane (group, quarter) holds rows group and group + 8, columns 2 * quarter
+// and 2 * quarter + 1.
+template <class Tile>
+RNNFAST_DEVICE void multiply_slab(float (&sums)[Tile::kRowTiles][Tile::kBatchTiles][4], const unsigned char* slab,
+                                  int warp_rows, int warp_batch, int group, int quarter) {
+  using Element = typename Tile::Element;
+  const unsigned char* const a = slab + warp_rows * kSlabBytes;
+  const unsigned char* const b = slab + (Tile::kRows + warp_batch) * kSlabBytes;
+  if constexpr (Tile::kArithmetic == Arithmetic::kExact) {
+    const auto piece_of = [](const unsigned char* base, int row, int at) {
+      return *reinterpret_cast<const float4*>(base + row * kSlabBytes + at * kPieceBytes);
+    };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = (i + group / 2) % 4;
+#pragma unroll
+      for (int n = 0; n < Tile::kBatchTiles; ++n) {
+        const float4 left = piece_of(b, n * 8 + 2 * quarter, at);
+        const float4 right = piece_of(b, n * 8 + 2 * quarter + 1, at);
+#pragma unroll
+        for (int m = 0; m < Tile::kRowTiles; ++m) {
+          const float4 upper = piece_of(a, m * 16 + group, at);
+          const float4 lower = piece_of(a, m * 16 + group + 8, at);
+          add_products(sums[m][n][0], upper, left);
+          add_products(sums[m][n][1], upper, right);
+          add_products(sums[m][n][2], lower, left);
+          add_products(sums[m][n][3], lower, right);
+        }
+      }
+    }
+  } else {
+    const auto piece_of = [](const unsigned char* base, int row, int at) {
+      return operand<Tile::kArithmetic>(*reinterpret_cast<const uint4*>(base + row * kSlabBytes + at * kPieceBytes));
+    };
+    uint4 state[Tile::kBatchTiles];
+#pragma unroll
+    for (int n = 0; n < Tile::kBatchTiles; ++n) state[n] = piece_of(b, n * 8 + group, quarter);
+#pragma unroll
+    for (int m = 0; m < Tile::kRowTiles; ++m) {
+      const uint4 upper = piece_of(a, m * 16 + group, quarter), lower = piece_of(a, m * 16 + group + 8, quarter);
+      const uint32_t first[4] = {upper.x, lower.x, upper.y, lower.y};
+      const uint32_t second[4] = {upper.z, lower.z, upper.w, lower.w};
+#pragma unroll
+      for (int n = 0; n < Tile::kBatchTiles; ++n) {
+        mma<Element>(sums[m][n], first, state[n].x, state[n].y);
+        mma<Element>(sums[m][n], second, state[n].z, state[n].w);
+      }
+    }
+  }
+}
+
+// row_of(b): the state row of the tile's batch row b; null: zeros. aligned: rows are 16-byte aligned and k_size is a
+// multiple of 16 bytes.
 template <class Tile, class RowOf>
 RNNFAST_DEVICE void step_product(unsigned char* shared, const WeightRows<typename Tile::Element>& weight, RowOf row_of,
                                  int64_t k_size, bool aligned) {
@@ -129,58 +177,12 @@ RNNFAST_DEVICE void step_product(unsigned char* shared, const WeightRows<typenam
     }
   };
 
-  // ---- computing: lane (group, quarter) holds rows group and group + 8, columns 2 * quarter and 2 * quarter + 1
+  // ---- computing
   const int group = lane / 4, quarter = lane % 4;
   const int part = Tile::kSplit > 1 ? warp : 0;
   const int warp_rows = Tile::kSplit > 1 ? 0 : warp % Tile::kWarpsAlongRows * Tile::kRowTiles * 16;
   const int warp_batch = Tile::kSplit > 1 ? 0 : warp / Tile::kWarpsAlongRows * Tile::kBatchTiles * 8;
   float sums[Tile::kRowTiles][Tile::kBatchTiles][4] = {};
-
-  const auto multiply_slab = [&](const unsigned char* slab) {
-    const unsigned char* const a = slab + warp_rows * kSlabBytes;
-    const unsigned char* const b = slab + (Tile::kRows + warp_batch) * kSlabBytes;
-    if constexpr (Tile::kArithmetic == Arithmetic::kExact) {
-      const auto piece_of = [](const unsigned char* base, int row, int at) {
-        return *reinterpret_cast<const float4*>(base + row * kSlabBytes + at * kPieceBytes);
-      };
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = (i + group / 2) % 4;
-#pragma unroll
-        for (int n = 0; n < Tile::kBatchTiles; ++n) {
-          const float4 left = piece_of(b, n * 8 + 2 * quarter, at);
-          const float4 right = piece_of(b, n * 8 + 2 * quarter + 1, at);
-#pragma unroll
-          for (int m = 0; m < Tile::kRowTiles; ++m) {
-            const float4 upper = piece_of(a, m * 16 + group, at);
-            const float4 lower = piece_of(a, m * 16 + group + 8, at);
-            add_products(sums[m][n][0], upper, left);
-            add_products(sums[m][n][1], upper, right);
-            add_products(sums[m][n][2], lower, left);
-            add_products(sums[m][n][3], lower, right);
-          }
-        }
-      }
-    } else {
-      const auto piece_of = [](const unsigned char* base, int row, int at) {
-        return operand<Tile::kArithmetic>(*reinterpret_cast<const uint4*>(base + row * kSlabBytes + at * kPieceBytes));
-      };
-      uint4 state[Tile::kBatchTiles];
-#pragma unroll
-      for (int n = 0; n < Tile::kBatchTiles; ++n) state[n] = piece_of(b, n * 8 + group, quarter);
-#pragma unroll
-      for (int m = 0; m < Tile::kRowTiles; ++m) {
-        const uint4 upper = piece_of(a, m * 16 + group, quarter), lower = piece_of(a, m * 16 + group + 8, quarter);
-        const uint32_t first[4] = {upper.x, lower.x, upper.y, lower.y};
-        const uint32_t second[4] = {upper.z, lower.z, upper.w, lower.w};
-#pragma unroll
-        for (int n = 0; n < Tile::kBatchTiles; ++n) {
-          mma<Element>(sums[m][n], first, state[n].x, state[n].y);
-          mma<Element>(sums[m][n], second, state[n].z, state[n].w);
-        }
-      }
-    }
-  };
 
   const int chunks = int((k_size + kPieces * kElements - 1) / (kPieces * kElements));
 #pragma unroll
@@ -190,19 +192,20 @@ RNNFAST_DEVICE void step_product(unsigned char* shared, const WeightRows<typenam
   }
   for (int chunk = 0; chunk < chunks; ++chunk) {
     copy_wait<Tile::kStages - 2>();
-    block_sync();  // the stage is filled, and all have done with the one that is filled next
+    block_sync();  // this stage is filled, and nobody reads any more from the one that is filled next
     if (chunk + Tile::kStages - 1 < chunks) fill(chunk + Tile::kStages - 1);
     copy_commit();
     const unsigned char* const stage = shared + (chunk % Tile::kStages) * kStageBytes;
     if constexpr (Tile::kSplit > 1) {
-      multiply_slab(stage + warp * kSlabRows * kSlabBytes);
+      multiply_slab<Tile>(sums, stage + warp * kSlabRows * kSlabBytes, warp_rows, warp_batch, group, quarter);
     } else {
 #pragma unroll
-      for (int slab = 0; slab < Tile::kSlabs; ++slab) multiply_slab(stage + slab * kSlabRows * kSlabBytes);
+      for (int slab = 0; slab < Tile::kSlabs; ++slab)
+        multiply_slab<Tile>(sums, stage + slab * kSlabRows * kSlabBytes, warp_rows, warp_batch, group, quarter);
     }
   }
   copy_wait<0>();
-  block_sync();  // the pipeline's memory is free for the sums
+  block_sync();  // from here on, the pipeline's memory is free for the sums
 
   float* const result = reinterpret_cast<float*>(shared) + part * Tile::kRows * Tile::kSumStride;
 #pragma unroll
