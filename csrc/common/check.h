@@ -1,5 +1,5 @@
-// Checks of one tensor. check_layer.h checks all arguments of an operator by them. Every check comes before anything is
-// computed and before any memory is read. Every message names what was expected and what was given.
+// Checks of one tensor. check_layer.h uses them for all arguments of an operator. Every check comes before anything is
+// computed. Every message names what was expected and what was given.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -25,7 +25,8 @@ inline std::string shape_text(const Tensor& tensor) {
   return text + "]";
 }
 
-// What a message calls a tensor. A weight's name has its place in the list. The text is made only for a message.
+// The name of a tensor in a message. A weight's name has its index in the list. The text is made only when a check
+// fails.
 struct Name {
   const char* text;
   int64_t index = -1;

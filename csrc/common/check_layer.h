@@ -1,4 +1,4 @@
-// Checks of all arguments of an operator, alike for the CPU and for CUDA.
+// Checks of all arguments of an operator. The CPU and CUDA share them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -13,6 +13,7 @@
 
 namespace rnnfast {
 
+// Checks the number of weights. `num_layers`: the layers of a stack.
 inline WeightLayout check_weight_count(const LayerInputs& in, int64_t num_layers) {
   const int64_t total = int64_t(in.weights.size());
   RNNFAST_REQUIRE(num_layers > 0 && total % num_layers == 0, "weights: expected as many for each of ", num_layers,
@@ -24,7 +25,7 @@ inline WeightLayout check_weight_count(const LayerInputs& in, int64_t num_layers
   return *layout;
 }
 
-// Every weight has the shape that the first layer's sizes ask of it.
+// Checks the shape of every weight. `sizes` has the sizes of the first layer; they give the shapes of all layers.
 inline void check_weight_shapes(const LayerInputs& in, const Facts& input, const LayerSizes& sizes) {
   const WeightLayout& layout = sizes.weights;
   const int64_t gate_rows = gate_count(in.cell) * sizes.hidden_size, output_size = sizes.output_size();
@@ -54,7 +55,7 @@ inline void check_weight_shapes(const LayerInputs& in, const Facts& input, const
   }
 }
 
-// A state, or its gradient: [B, size] in a single step, else [layers * directions, B, size]. Null is allowed.
+// Checks a state or its gradient: [B, size] in a single step, else [layers * directions, B, size]. It may be null.
 inline void check_state(const OptionalTensor& state, int64_t size, const LayerInputs& in, const Facts& input,
                         const LayerSizes& sizes, Name name) {
   if (!state) return;
@@ -63,7 +64,8 @@ inline void check_state(const OptionalTensor& state, int64_t size, const LayerIn
       : check_like(*state, {sizes.num_layers * sizes.directions(), sizes.batch, size}, in.input, input, name);
 }
 
-// Checks what forward and backward share, but the values of batch_sizes and lengths. `num_layers`: layers of a stack.
+// Checks the arguments that forward and backward share. Batch sizes and lengths are left to the functions below, which
+// read their values. `num_layers`: the layers of a stack.
 inline LayerSizes check_layer(const LayerInputs& in, int64_t num_layers = 1) {
   const bool packed = in.rows.batch_sizes.has_value();
   RNNFAST_REQUIRE(!packed || !in.rows.lengths, "batch_sizes and lengths: expected at most one of them, got both");
@@ -103,14 +105,14 @@ inline LayerSizes check_layer(const LayerInputs& in, int64_t num_layers = 1) {
   return sizes;
 }
 
-// Values of an integer tensor on the CPU; `tensor` keeps their memory.
+// The values of an integer tensor on the CPU. `tensor` keeps their memory alive.
 struct HostValues {
   Tensor tensor;
   const int64_t* data;
   int64_t count;
 };
 
-// Checks batch_sizes with its values.
+// Checks batch_sizes and its values.
 inline HostValues check_batch_sizes(const Tensor& batch_sizes, const LayerSizes& sizes) {
   RNNFAST_REQUIRE(batch_sizes.is_cpu() && batch_sizes.scalar_type() == torch::headeronly::ScalarType::Long &&
                       batch_sizes.dim() == 1,
@@ -133,7 +135,7 @@ inline HostValues check_batch_sizes(const Tensor& batch_sizes, const LayerSizes&
   return values;
 }
 
-// Checks shape and dtype of lengths; the values may be on a GPU.
+// Checks the shape and dtype of lengths, not the values, which may be on a GPU.
 inline void check_lengths(const Tensor& lengths, const LayerSizes& sizes) {
   using torch::headeronly::ScalarType;
   check_shape(lengths, {sizes.batch}, {"lengths"});
@@ -142,7 +144,7 @@ inline void check_lengths(const Tensor& lengths, const LayerSizes& sizes) {
                   toString(type));
 }
 
-// The values of lengths, [B], in memory of the CPU.
+// Checks the values of lengths, [B], which must be in the CPU's memory.
 template <class Integer>
 void check_length_values(const Integer* lengths, const LayerSizes& sizes) {
   for (int64_t b = 0; b < sizes.batch; ++b)
@@ -150,7 +152,7 @@ void check_length_values(const Integer* lengths, const LayerSizes& sizes) {
                     ", got ", lengths[b]);
 }
 
-// Checks what backward gets beyond the arguments of forward. `c_type` is the dtype of the saved c.
+// Checks the arguments that only backward has. `c_type` is the dtype of the saved c.
 inline void check_backward(const LayerInputs& in, const LayerSizes& sizes, const OutputGradients& grads,
                            const Saved& saved, torch::headeronly::ScalarType c_type) {
   const Facts input(in.input);

@@ -1,5 +1,5 @@
-// What the host code of a library implements: a layer with all its directions, forward and backward. operators.h makes
-// the registered operators of it. Shapes and meanings of the arguments: rnnfast/ops.py.
+// The functions that the host code of each device implements: forward and backward of a layer with all its directions.
+// operators.h makes the registered operators from them. rnnfast/ops.py describes the arguments.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -23,7 +23,7 @@ struct Rows {
   const OptionalTensor& lengths;
 };
 
-// The arguments that forward and backward share. It refers to the operator's own arguments.
+// The arguments that forward and backward share, by reference.
 struct LayerInputs {
   Cell cell;
   bool relu;
@@ -48,14 +48,12 @@ struct LayerSizes {
 };
 
 struct LayerOutputs {
-  Tensor output, h_n;    // in a single step both are the same tensor
-  Tensor c_n;            // h_n again where the cell has no c
-  OptionalTensor gates;  // saved for backward, as c is
-  OptionalTensor c;
+  Tensor output, h_n;       // in a single step both are the same tensor
+  Tensor c_n;               // h_n again where the cell has no c
+  OptionalTensor gates, c;  // saved for backward: the activated gates and the c of every row
 };
 
-// What backward gets of forward's results. A single step has no output; backward reads its h_n instead, of the RNN
-// only.
+// The results of forward that backward reads. In a single step `output` is the RNN's h_n; other cells have null there.
 struct Saved {
   const OptionalTensor &output, &gates, &c;
 };
@@ -70,7 +68,7 @@ struct Needs {
   bool input, states, weights;
 };
 
-// The gradients that backward computes. One that is not needed is an empty tensor.
+// The gradients that backward computes. A gradient that nobody needs is an empty tensor.
 struct LayerGradients {
   Tensor input, hx;
   Tensor cx;  // hx again where the cell has no c
@@ -80,8 +78,8 @@ struct LayerGradients {
 // `save`: whether backward will follow.
 LayerOutputs forward_layer(const LayerInputs& in, bool save);
 
-// A stack of layers without saving. Each layer's input is the output of the layer before it. `in` has the weights and
-// states of all layers.
+// Runs a stack of layers and saves nothing. The input of a later layer is the output of the layer before it. `in` has
+// the weights and states of all layers.
 LayerOutputs forward_stack(const LayerInputs& in, int64_t num_layers);
 
 LayerGradients backward_layer(const LayerInputs& in, const OutputGradients& grads, const Saved& saved, Needs needs);

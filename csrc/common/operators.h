@@ -1,12 +1,12 @@
 // The operators of every cell, from their schemas (rnnfast/ops.py) to the functions of layers.h. A library includes
 // this once and calls implement_operators(m).
 //
-// A registered function needs the exact parameters of its schema. The cells differ only in some of them, so each of the
-// six operators is one template, whose packs hold these parameters:
-//   State   hx, and cx where the cell has c; also grad_h_n and grad_c_n
-//   Flag    relu, of the RNN only
-//   Kept    what forward saved; the RNN saves nothing
-//   Known   the same in a single step; the RNN's is h_n
+// A registered function must have exactly the parameters of its schema. Only a few of them depend on the cell. So each
+// operator is one template for all cells, and packs stand for the parameters that differ:
+//   State   hx, and cx if the cell has c; likewise grad_h_n and grad_c_n
+//   Flag    relu; only the RNN has it
+//   Kept    what forward saved; none for the RNN
+//   Known   the same in a single step; for the RNN it is h_n
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -33,7 +33,7 @@ using Repeat = decltype(repeat<T>(std::make_index_sequence<count>()));
 
 const OptionalTensor kNone;
 
-// The results of the operators, in the order of their schemas.
+// These three return results in the order of the schemas.
 
 template <Cell cell>
 auto final_states(LayerOutputs& outputs) {
@@ -72,7 +72,7 @@ struct Operators;
 
 template <Cell cell, class... State, class... Flag, class... Kept, class... Known>
 struct Operators<cell, Pack<State...>, Pack<Flag...>, Pack<Kept...>, Pack<Known...>> {
-  // ---- a layer; infer: a stack of layers
+  // ---- a layer; `infer` takes a stack of layers
 
   static auto infer(const Tensor& input, State... states, const Tensors& weights, const OptionalTensor& batch_sizes,
                     const OptionalTensor& lengths, Flag... relu, int64_t num_layers) {
@@ -99,7 +99,7 @@ struct Operators<cell, Pack<State...>, Pack<Flag...>, Pack<Kept...>, Pack<Known.
                        {need_grad_input, need_grad_states, need_grad_weights}));
   }
 
-  // ---- a single step: one direction without a projection; its output is h_n
+  // ---- a single step of one direction, without a projection; its output is h_n
 
   static auto step_infer(const Tensor& input, State... states, const Tensor& weight_ih, const Tensor& weight_hh,
                          const OptionalTensor& bias_ih, const OptionalTensor& bias_hh, Flag... relu) {
@@ -130,7 +130,7 @@ struct Operators<cell, Pack<State...>, Pack<Flag...>, Pack<Kept...>, Pack<Known.
   }
 
  private:
-  // These make records of references to the operators' arguments, null for what the cell lacks.
+  // These four collect an operator's arguments by reference. What the cell lacks is null.
 
   static LayerInputs layer(const Tensor& input, const Tensors& weights, Rows rows, bool relu, const OptionalTensor& hx,
                            const OptionalTensor& cx = kNone) {

@@ -26,7 +26,7 @@ struct WeightLayout {
   int64_t directions;
   int64_t count = 0;                          // weights per direction
   std::array<WeightRole, kWeightRoles> role;  // [count]
-  std::array<int8_t, kWeightRoles> place;     // of each role among the weights of a direction; -1: no such weight
+  std::array<int8_t, kWeightRoles> place;     // index of each role in a direction; -1: the layer lacks this role
 
   constexpr explicit WeightLayout(int64_t of_directions) : directions(of_directions), role{} { place.fill(-1); }
   constexpr void add(WeightRole next) {
@@ -37,9 +37,9 @@ struct WeightLayout {
   constexpr int64_t per_layer() const { return directions * count; }
 };
 
-// Finds the roles of one layer's weights from their number and the rank of the third; null where no layer of the cell
-// has so many. The third weight tells one direction with biases from two directions without: it is a vector (bias_ih)
-// or a matrix (weight_ih of direction 1).
+// Finds the roles of one layer's weights from their number and the rank of the third. Null: no layer of the cell has so
+// many. The third of four weights is bias_ih, a vector, in one direction with biases. It is weight_ih of direction 1, a
+// matrix, in two directions without biases.
 constexpr std::optional<WeightLayout> layout_of(Cell cell, int64_t total, bool third_is_matrix) {
   WeightLayout layout(total > kWeightRoles || (total == 4 && third_is_matrix) ? 2 : 1);
   const int64_t each = total / layout.directions;
@@ -55,8 +55,8 @@ constexpr std::optional<WeightLayout> layout_of(Cell cell, int64_t total, bool t
   return layout;
 }
 
-// A list of weights, or of their gradients, by direction and role. In a stack, directions are counted on from layer to
-// layer, as in hx. It refers to the layout and to the list, and copies neither.
+// Reads a list of weights, or of their gradients, by direction and role. In a stack, direction d of layer k has the
+// number k * directions + d, as in hx. A LayerWeights refers to the layout and to the list; both must outlive it.
 class LayerWeights {
  public:
   LayerWeights(const WeightLayout& layout, const std::vector<Tensor>& list) : layout_(layout), list_(list.data()) {}

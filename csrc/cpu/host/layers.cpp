@@ -1,7 +1,7 @@
-// Layers on the CPU: checks the arguments, lays out rows, allocates, calls the kernels of the chosen instruction set.
+// Layers on the CPU. Each function checks the arguments, lays out the rows, allocates the results and calls a kernel.
 //
-// Kernels multiply bfloat16 where the machine can (dpbf16ps), with sums and c in float32. Everything else of 16 bits is
-// converted to float32 first, and the results are rounded once at the end.
+// If the machine has dpbf16ps, kernels multiply bfloat16 directly, with sums and c in float32. All other 16-bit tensors
+// are converted to float32 first, and the results are rounded once at the end.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -38,7 +38,7 @@ Types types_of(const Tensor& input, bool native_bf16) {
   return {type, compute, type == ScalarType::BFloat16 && native_bf16 ? type : compute};
 }
 
-// The tensor, contiguous and in the storage type; a copy only where it must be.
+// The tensor as a kernel reads it: contiguous, of the storage type. It is a copy only if the tensor has another form.
 Tensor ready(const Tensor& tensor, const Types& types) {
   const Tensor converted = types.converts() ? torch::stable::to(tensor, types.storage) : tensor;
   return converted.is_contiguous() ? converted : torch::stable::contiguous(converted);
@@ -86,7 +86,7 @@ T* write(const Tensor& tensor, int64_t offset = 0) {
   return static_cast<T*>(tensor.mutable_data_ptr()) + offset;
 }
 
-// hx or cx as the kernel reads it: contiguous, of the storage type, in the layout's order. None given: zeros.
+// A state as a kernel reads it: contiguous, of the storage type, sorted. Zeros if the caller gave none.
 Tensor state_of(const LayerInputs& in, const OptionalTensor& state, const LayerSizes& sizes, int64_t size,
                 const PackedLayout& layout, const Types& types) {
   if (!state)
@@ -99,7 +99,7 @@ Tensor state_of(const LayerInputs& in, const OptionalTensor& state, const LayerS
 
 // ---- forward
 
-// What forward's kernel reads. All is contiguous but the weights, of the storage type, with packed rows.
+// What a forward kernel reads, in the storage type, with packed rows. All but the weights are contiguous.
 struct ForwardTensors {
   const Tensor &input, &hx, &cx;
   const Tensors& weights;
@@ -112,9 +112,9 @@ void run_forward(void (*kernel)(const ForwardCall<Storage, Compute>*, int64_t), 
   const LayerShape shape = shape_of(in, sizes);
   const LayerWeights weights(sizes.weights, tensors.weights);
   const int64_t width = shape.directions * shape.output_size(), last = sizes.num_layers - 1;
-  // The output of each layer but the last. Two buffers take turns: only the next layer reads it.
+  // The outputs of all layers but the last. Two buffers take turns, because only the next layer reads an output.
   OptionalTensor between[2];
-  const int64_t stride = std::is_same_v<Storage, BFloat16> ? width + width % 2 : width;  // ForwardCall::input_stride
+  const int64_t stride = std::is_same_v<Storage, BFloat16> ? width + width % 2 : width;  // see ForwardCall
   for (int64_t k = 0; k < std::min<int64_t>(last, 2); ++k)
     between[k] = stride == width ? empty(tensors.input.scalar_type(), {schedule.total, stride})
                                  : zeros(tensors.input.scalar_type(), {schedule.total, stride});
@@ -165,7 +165,7 @@ LayerOutputs new_outputs(const LayerInputs& in, const LayerSizes& sizes, const P
   LayerOutputs result{in.single_step ? h_n : new_output(), h_n, has_c(in.cell) ? new_state(sizes.hidden_size) : h_n,
                       std::nullopt, std::nullopt};
   if (!save) return result;
-  // The shape must not depend on the values of lengths, so with lengths some rows are never written.
+  // The shape must not depend on the values of lengths. So a batch with lengths has rows that no kernel writes.
   const auto new_saved = [&](ScalarType type, int64_t planes) {
     return layout.sorted() ? zeros(type, {sizes.directions(), sizes.rows, planes * sizes.hidden_size})
                            : empty(type, {sizes.directions(), sizes.rows, planes * sizes.hidden_size});
@@ -221,8 +221,8 @@ LayerOutputs forward_layers(const LayerInputs& in, int64_t num_layers, bool save
 
 // ---- backward
 
-// What backward's kernel reads. All is contiguous but the weights, of the storage type (c: the compute type), with
-// packed rows.
+// What a backward kernel reads, in the storage type (c: in the compute type), with packed rows. All but the weights are
+// contiguous.
 struct BackwardTensors {
   Tensor input, hx, cx;
   OptionalTensor output, grad_output, grad_h_n, grad_c_n, gates, c;

@@ -1,5 +1,5 @@
-// The kernels' rows: time after time, in each time the sequences by falling length (see cpu/layer.h). A packed batch
-// lies so already. So does a padded batch without lengths. A batch with lengths is sorted into this layout and back.
+// Brings a batch into the layout of the kernels' rows (see cpu/layer.h), and results back. A packed batch has this
+// layout already, and so has a padded batch without lengths. A batch with lengths is copied and sorted.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -112,7 +112,7 @@ class PackedLayout {
 
   int64_t batch_, steps_;
   std::vector<int64_t> count_, offset_;  // [T], of Schedule
-  std::vector<int64_t> order_;  // which sequence is at each place of the sorted batch; empty: nothing is sorted
+  std::vector<int64_t> order_;  // [B]: the sequence at each place of the sorted batch; empty: nothing is sorted
 };
 
 }  // namespace rnnfast

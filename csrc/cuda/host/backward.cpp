@@ -20,11 +20,11 @@ void run_resident(Call& call, const LayerInputs& in, BackwardLayer<void> layer, 
     layer.grad_cx = write(grad_cx);
   }
   const std::optional<Tensor> exchange = call.exchange(tier, layer, true);
-  check(with_arithmetic(call.arithmetic,
-                        [&]<Arithmetic kArithmetic>() {
-                          return run_resident_backward<kArithmetic>(tier, layer, write(exchange), call.stream);
-                        }),
-        std::string("backward, tier ") + kTierNames[int(tier)]);
+  check_cuda(with_arithmetic(call.arithmetic,
+                             [&]<Arithmetic kArithmetic>() {
+                               return run_resident_backward<kArithmetic>(tier, layer, write(exchange), call.stream);
+                             }),
+             std::string("backward, tier ") + kTierNames[int(tier)]);
 }
 
 void run_step(Call& call, const LayerInputs& in, const BackwardLayer<void>& layer, bool large) {
@@ -43,10 +43,10 @@ void run_step(Call& call, const LayerInputs& in, const BackwardLayer<void>& laye
   // The GRU's planes for W_hh start one H into a row.
   step.aligned = call.rows_aligned(layer.grad_gates, H);
   step.aligned_projected = call.rows_aligned(layer.grad_projected, sizes.output_size());
-  check(with_arithmetic(
-            call.arithmetic,
-            [&]<Arithmetic kArithmetic>() { return run_step_backward<kArithmetic>(step, large, call.stream); }),
-        "backward, tier step");
+  check_cuda(with_arithmetic(
+                 call.arithmetic,
+                 [&]<Arithmetic kArithmetic>() { return run_step_backward<kArithmetic>(step, large, call.stream); }),
+             "backward, tier step");
 }
 
 // Parts of grad_gates as matrices, without a copy. The GRU's planes are n_x r z n_h.
@@ -99,12 +99,12 @@ void weight_gradients(Call& call, const LayerInputs& in, const BackwardLayer<voi
   const bool gru = in.cell == Cell::kGru;
   const Tensor x = view(as_contiguous(in.input), {N, I}, {I, 1});
   const Tensor previous = call.new_tensor({D, N, P});
-  check(gather_previous(call.arithmetic, layer, layer.output, layer.hx, write(previous), call.stream),
-        "previous states");
+  check_cuda(gather_previous(call.arithmetic, layer, layer.output, layer.hx, write(previous), call.stream),
+             "previous states");
   std::optional<Tensor> cells, sums;
   if (own.is_projected()) {
     cells = call.new_tensor({D, N, H});
-    check(cell_outputs(call.arithmetic, layer, layer.gates, layer.c, write(*cells), call.stream), "cell outputs");
+    check_cuda(cell_outputs(call.arithmetic, layer, layer.gates, layer.c, write(*cells), call.stream), "cell outputs");
   }
   if (own.has_biases()) {
     const int64_t dim = 1;

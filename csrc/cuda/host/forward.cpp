@@ -21,7 +21,7 @@ void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
       sum.bias_ih[d] = call.ready(weights.bias_ih(d));
       sum.bias_hh[d] = call.ready(weights.bias_hh(d));
     }
-    check(sum_biases(sum, call.stream), "sum of biases");
+    check_cuda(sum_biases(sum, call.stream), "sum of biases");
   }
   for (int64_t d = 0; d < D; ++d) {
     const Tensor& weight = weights.weight_ih(d);
@@ -34,11 +34,11 @@ void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
 void run_resident(Call& call, const LayerInputs& in, ForwardLayer<void> layer, Tier tier) {
   call.ready_weights(in, layer.weights);
   const std::optional<Tensor> exchange = call.exchange(tier, layer, false);
-  check(with_arithmetic(call.arithmetic,
-                        [&]<Arithmetic kArithmetic>() {
-                          return run_resident_forward<kArithmetic>(tier, layer, write(exchange), call.stream);
-                        }),
-        std::string("forward, tier ") + kTierNames[int(tier)]);
+  check_cuda(with_arithmetic(call.arithmetic,
+                             [&]<Arithmetic kArithmetic>() {
+                               return run_resident_forward<kArithmetic>(tier, layer, write(exchange), call.stream);
+                             }),
+             std::string("forward, tier ") + kTierNames[int(tier)]);
 }
 
 void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer, bool large) {
@@ -59,10 +59,10 @@ void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer
   step.aligned =
       call.rows_aligned(layer.output, sizes.output_size()) && call.rows_aligned(layer.hx, sizes.output_size());
   step.aligned_cells = call.rows_aligned(step.cells, H);
-  check(with_arithmetic(
-            call.arithmetic,
-            [&]<Arithmetic kArithmetic>() { return run_step_forward<kArithmetic>(step, large, call.stream); }),
-        "forward, tier step");
+  check_cuda(with_arithmetic(
+                 call.arithmetic,
+                 [&]<Arithmetic kArithmetic>() { return run_step_forward<kArithmetic>(step, large, call.stream); }),
+             "forward, tier step");
 }
 
 // Without a row, the states pass through.

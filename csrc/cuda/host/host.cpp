@@ -29,7 +29,7 @@ Resources resources_of(Arithmetic arithmetic, Tier tier, const Shape& shape, boo
       arithmetic, [&]<Arithmetic kArithmetic>() { return resident_resources<kArithmetic>(tier, shape, backward); });
 }
 
-// The answers of the compiled kernels and the current device to choose().
+// Answers the questions of choose() for the compiled kernels and the current device.
 struct CompiledKernels {
   const Problem& problem;
 
@@ -117,16 +117,16 @@ void Call::upload_batch_sizes(const Tensor& batch_sizes, Shape& shape) {
   const HostValues values = check_batch_sizes(batch_sizes, sizes);
   const Tensor offsets = cuda::empty(device, ScalarType::Long, {values.count});
   const Tensor lengths = cuda::empty(device, ScalarType::Int, {sizes.batch});
-  check(write_schedule(values.data, values.count, write<int64_t>(offsets), write<int32_t>(lengths), stream),
-        "batch_sizes");
+  check_cuda(write_schedule(values.data, values.count, write<int64_t>(offsets), write<int32_t>(lengths), stream),
+             "batch_sizes");
   shape.steps = int(values.count);
   shape.offsets = read<int64_t>(offsets);
   shape.lengths = read<int32_t>(lengths);
   kept_.insert(kept_.end(), {offsets, lengths});
 }
 
-// Checks the values of lengths only if they are on the CPU: the host would have to wait for values on the device. A
-// kernel clamps all of them.
+// The values are checked only if they are on the CPU. To read values on the device, the host would have to wait. A
+// kernel clamps them in both cases.
 void Call::upload_lengths(const Tensor& lengths, Shape& shape) {
   check_lengths(lengths, sizes);
   const bool is_int64 = lengths.scalar_type() == ScalarType::Long;
@@ -143,7 +143,8 @@ void Call::upload_lengths(const Tensor& lengths, Shape& shape) {
     RNNFAST_REQUIRE(from.index == device.index, "lengths: expected the device of input");
   }
   const Tensor clamped = cuda::empty(device, ScalarType::Int, {sizes.batch});
-  check(clamp_lengths(read(values), is_int64, write<int32_t>(clamped), shape.batch, shape.steps, stream), "lengths");
+  check_cuda(clamp_lengths(read(values), is_int64, write<int32_t>(clamped), shape.batch, shape.steps, stream),
+             "lengths");
   shape.lengths = read<int32_t>(clamped);
   kept_.insert(kept_.end(), {values, clamped});
 }

@@ -25,8 +25,7 @@ Choice find_plan(const Problem& problem, const DeviceLimits& device);
 
 TensorDevice device_of(const Tensor& tensor);
 
-// One call of an operator. The constructor checks the arguments and allocates nothing. The copies that kernels read
-// live as long as the call.
+// One call of an operator. The constructor checks the arguments. Copies that kernels read live as long as the Call.
 class Call {
  public:
   explicit Call(const LayerInputs& in);
