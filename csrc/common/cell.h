@@ -1,28 +1,18 @@
-// The mathematics of the three cells, once for every backend that is written in C++ or CUDA.
+// The formulas of the three cells, elementwise. All backends in C++ and CUDA use them.
 //
-// `Math` supplies a value type V (a SIMD vector on the CPU, a float on the GPU) with + - * and the functions
-// one(), sigmoid(V), tanh(V), sigmoid_tanh(V, V) (their product), relu(V), relu_slope(V) (0 where V <= 0, else 1). Notation
-// and derivations: docs/design/maths.md. All of this is per element; the matrix products W h and W x are the caller's.
+// `Math` supplies a value type V: a SIMD vector on the CPU, a float on the GPU. V has the operators + - *. `Math` also
+// has these functions:
+//   one()               1
+//   sigmoid(V), tanh(V)
+//   sigmoid_tanh(V, V)  the product of sigmoid(first) and tanh(second)
+//   relu(V)             max(V, 0)
+//   relu_slope(V)       0 where V <= 0, else 1
+// The matrix products W h and W x are the caller's. Notation and derivations: docs/design/maths.md.
 #pragma once
 
-#if defined(__CUDACC__)
-#define RNNFAST_INLINE __host__ __device__ __forceinline__
-#else
-#define RNNFAST_INLINE inline __attribute__((always_inline))
-#endif
+#include "common/cell_spec.h"
 
 namespace rnnfast {
-
-enum class Cell { kRnn, kGru, kLstm };
-
-// Gates per unit, in PyTorch's order: RNN (one), GRU r z n, LSTM i f g o.
-RNNFAST_INLINE constexpr int gate_count(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
-
-// Planes of width H that forward saves per row for backward: GRU r z n and W_hn h + b_hn, LSTM i f g o.
-RNNFAST_INLINE constexpr int saved_planes(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 0; }
-
-// Planes of width H of gate gradients per row. GRU's are n_x r z n_h: the first three multiply x, the last three h.
-RNNFAST_INLINE constexpr int grad_planes(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1; }
 
 template <class Math>
 struct CellMath {

@@ -1,90 +1,65 @@
-// The operators, from schema to layer and back, alike for every library: include once, then call
-// implement_operators(m). Schemas: rnnfast/ops.py.
+// The operators of every cell, from their schemas (rnnfast/ops.py) to the functions of layers.h. A library includes
+// this once and calls implement_operators(m).
+//
+// A registered function must have exactly the parameters of its schema. Only a few of them depend on the cell. So each
+// operator is one template for all cells, and packs stand for the parameters that differ:
+//   State   hx, and cx if the cell has c; likewise grad_h_n and grad_c_n
+//   Flag    relu; only the RNN has it
+//   Kept    what forward saved; none for the RNN
+//   Known   the same in a single step; for the RNN it is h_n
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 
+#include "common/check.h"
 #include "common/layers.h"
 
 namespace rnnfast {
 namespace {
 
-using OneState = std::tuple<Tensor, Tensor>;
-using TwoStates = std::tuple<Tensor, Tensor, Tensor>;
-using TwoStatesSaved = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using TwoStepStatesSaved = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using OneStateGrads = std::tuple<Tensor, Tensor, Tensors>;
-using TwoStatesGrads = std::tuple<Tensor, Tensor, Tensor, Tensors>;
+template <class... T>
+struct Pack {};
+template <class T, size_t>
+using Each = T;
+template <class T, size_t... i>
+Pack<Each<T, i>...> repeat(std::index_sequence<i...>);
+// Pack<T, T, ...> with `count` times T.
+template <class T, int count>
+using Repeat = decltype(repeat<T>(std::make_index_sequence<count>()));
 
 const OptionalTensor kNone;
 
-// ---- layers
+// These three return results in the order of the schemas.
 
-OneState rnn_infer(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
-                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool relu, int64_t num_layers) {
-  Forward f = forward_stack({Cell::kRnn, relu, false, input, hx, kNone, weights, batch_sizes, lengths}, num_layers);
-  return {std::move(f.output), std::move(f.h_n)};
-}
-OneState rnn_fwd(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
-                 const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool relu) {
-  Forward f = forward_layer({Cell::kRnn, relu, false, input, hx, kNone, weights, batch_sizes, lengths}, true);
-  return {std::move(f.output), std::move(f.h_n)};
-}
-OneState gru_infer(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
-                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths, int64_t num_layers) {
-  Forward f = forward_stack({Cell::kGru, false, false, input, hx, kNone, weights, batch_sizes, lengths}, num_layers);
-  return {std::move(f.output), std::move(f.h_n)};
-}
-TwoStates gru_fwd(const Tensor& input, const OptionalTensor& hx, const Tensors& weights,
-                  const OptionalTensor& batch_sizes, const OptionalTensor& lengths) {
-  Forward f = forward_layer({Cell::kGru, false, false, input, hx, kNone, weights, batch_sizes, lengths}, true);
-  return {std::move(f.output), std::move(f.h_n), std::move(*f.gates)};
-}
-TwoStates lstm_infer(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, const Tensors& weights,
-                     const OptionalTensor& batch_sizes, const OptionalTensor& lengths, int64_t num_layers) {
-  Forward f = forward_stack({Cell::kLstm, false, false, input, hx, cx, weights, batch_sizes, lengths}, num_layers);
-  return {std::move(f.output), std::move(f.h_n), std::move(f.c_n)};
-}
-TwoStatesSaved lstm_fwd(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, const Tensors& weights,
-                        const OptionalTensor& batch_sizes, const OptionalTensor& lengths) {
-  Forward f = forward_layer({Cell::kLstm, false, false, input, hx, cx, weights, batch_sizes, lengths}, true);
-  return {std::move(f.output), std::move(f.h_n), std::move(f.c_n), std::move(*f.gates), std::move(*f.cells)};
+template <Cell cell>
+auto final_states(LayerOutputs& outputs) {
+  if constexpr (has_c(cell))
+    return std::tuple(std::move(outputs.h_n), std::move(outputs.c_n));
+  else
+    return std::tuple(std::move(outputs.h_n));
 }
 
-OneStateGrads rnn_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
-                      const OptionalTensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                      const OptionalTensor& lengths, bool relu, const Tensor& output, bool need_grad_input,
-                      bool need_grad_states, bool need_grad_weights) {
-  Backward b = backward_layer({Cell::kRnn, relu, false, input, hx, kNone, weights, batch_sizes, lengths},
-                              {grad_output, grad_h_n, kNone}, {output, kNone, kNone}, need_grad_input, need_grad_states,
-                              need_grad_weights);
-  return {std::move(b.input), std::move(b.hx), std::move(b.weights)};
-}
-OneStateGrads gru_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
-                      const OptionalTensor& hx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                      const OptionalTensor& lengths, const Tensor& output, const Tensor& saved, bool need_grad_input,
-                      bool need_grad_states, bool need_grad_weights) {
-  Backward b = backward_layer({Cell::kGru, false, false, input, hx, kNone, weights, batch_sizes, lengths},
-                              {grad_output, grad_h_n, kNone}, {output, saved, kNone}, need_grad_input, need_grad_states,
-                              need_grad_weights);
-  return {std::move(b.input), std::move(b.hx), std::move(b.weights)};
-}
-TwoStatesGrads lstm_bwd(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                        const OptionalTensor& grad_c_n, const Tensor& input, const OptionalTensor& hx,
-                        const OptionalTensor& cx, const Tensors& weights, const OptionalTensor& batch_sizes,
-                        const OptionalTensor& lengths, const Tensor& output, const Tensor& gates, const Tensor& cells,
-                        bool need_grad_input, bool need_grad_states, bool need_grad_weights) {
-  Backward b = backward_layer({Cell::kLstm, false, false, input, hx, cx, weights, batch_sizes, lengths},
-                              {grad_output, grad_h_n, grad_c_n}, {output, gates, cells}, need_grad_input,
-                              need_grad_states, need_grad_weights);
-  return {std::move(b.input), std::move(b.hx), std::move(b.cx), std::move(b.weights)};
+template <Cell cell>
+auto saved_tensors(LayerOutputs& outputs) {
+  if constexpr (has_c(cell))
+    return std::tuple(std::move(*outputs.gates), std::move(*outputs.c));
+  else if constexpr (saved_planes(cell) > 0)
+    return std::tuple(std::move(*outputs.gates));
+  else
+    return std::tuple();
 }
 
-// ---- one step: a direction without a projection; its output is h_n
+template <Cell cell>
+auto gradients(LayerGradients grads) {
+  if constexpr (has_c(cell))
+    return std::tuple(std::move(grads.input), std::move(grads.hx), std::move(grads.cx), std::move(grads.weights));
+  else
+    return std::tuple(std::move(grads.input), std::move(grads.hx), std::move(grads.weights));
+}
 
 Tensors step_weights(const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
                      const OptionalTensor& bias_hh) {
@@ -92,94 +67,109 @@ Tensors step_weights(const Tensor& weight_ih, const Tensor& weight_hh, const Opt
   return bias_ih ? Tensors{weight_ih, weight_hh, *bias_ih, *bias_hh} : Tensors{weight_ih, weight_hh};
 }
 
-Tensor rnn_step_infer(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                      const OptionalTensor& bias_ih, const OptionalTensor& bias_hh, bool relu) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  return forward_layer({Cell::kRnn, relu, true, input, hx, kNone, weights, kNone, kNone}, false).h_n;
-}
-Tensor rnn_step_fwd(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                    const OptionalTensor& bias_ih, const OptionalTensor& bias_hh, bool relu) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  return forward_layer({Cell::kRnn, relu, true, input, hx, kNone, weights, kNone, kNone}, true).h_n;
-}
-Tensor gru_step_infer(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                      const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  return forward_layer({Cell::kGru, false, true, input, hx, kNone, weights, kNone, kNone}, false).h_n;
-}
-OneState gru_step_fwd(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                      const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  Forward f = forward_layer({Cell::kGru, false, true, input, hx, kNone, weights, kNone, kNone}, true);
-  return {std::move(f.h_n), std::move(*f.gates)};
-}
-OneState lstm_step_infer(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-                         const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                         const OptionalTensor& bias_hh) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  Forward f = forward_layer({Cell::kLstm, false, true, input, hx, cx, weights, kNone, kNone}, false);
-  return {std::move(f.h_n), std::move(f.c_n)};
-}
-TwoStepStatesSaved lstm_step_fwd(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-                                 const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                                 const OptionalTensor& bias_hh) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  Forward f = forward_layer({Cell::kLstm, false, true, input, hx, cx, weights, kNone, kNone}, true);
-  return {std::move(f.h_n), std::move(f.c_n), std::move(*f.gates), std::move(*f.cells)};
-}
+template <Cell cell, class States, class Flags, class AllKept, class AllKnown>
+struct Operators;
 
-OneStateGrads rnn_step_bwd(const OptionalTensor& grad_h_n, const Tensor& input, const OptionalTensor& hx,
-                           const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                           const OptionalTensor& bias_hh, bool relu, const Tensor& h_n, bool need_grad_input,
-                           bool need_grad_states, bool need_grad_weights) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  Backward b =
-      backward_layer({Cell::kRnn, relu, true, input, hx, kNone, weights, kNone, kNone}, {kNone, grad_h_n, kNone},
-                     {h_n, kNone, kNone}, need_grad_input, need_grad_states, need_grad_weights);
-  return {std::move(b.input), std::move(b.hx), std::move(b.weights)};
-}
-OneStateGrads gru_step_bwd(const OptionalTensor& grad_h_n, const Tensor& input, const OptionalTensor& hx,
-                           const Tensor& weight_ih, const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                           const OptionalTensor& bias_hh, const Tensor& saved, bool need_grad_input,
-                           bool need_grad_states, bool need_grad_weights) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  Backward b =
-      backward_layer({Cell::kGru, false, true, input, hx, kNone, weights, kNone, kNone}, {kNone, grad_h_n, kNone},
-                     {kNone, saved, kNone}, need_grad_input, need_grad_states, need_grad_weights);
-  return {std::move(b.input), std::move(b.hx), std::move(b.weights)};
-}
-TwoStatesGrads lstm_step_bwd(const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, const Tensor& input,
-                             const OptionalTensor& hx, const OptionalTensor& cx, const Tensor& weight_ih,
-                             const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-                             const Tensor& gates, const Tensor& cells, bool need_grad_input, bool need_grad_states,
-                             bool need_grad_weights) {
-  const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
-  Backward b =
-      backward_layer({Cell::kLstm, false, true, input, hx, cx, weights, kNone, kNone}, {kNone, grad_h_n, grad_c_n},
-                     {kNone, gates, cells}, need_grad_input, need_grad_states, need_grad_weights);
-  return {std::move(b.input), std::move(b.hx), std::move(b.cx), std::move(b.weights)};
+template <Cell cell, class... State, class... Flag, class... Kept, class... Known>
+struct Operators<cell, Pack<State...>, Pack<Flag...>, Pack<Kept...>, Pack<Known...>> {
+  // ---- a layer; `infer` takes a stack of layers
+
+  static auto infer(const Tensor& input, State... states, const Tensors& weights, const OptionalTensor& batch_sizes,
+                    const OptionalTensor& lengths, Flag... relu, int64_t num_layers) {
+    LayerOutputs outputs =
+        forward_stack(layer(input, weights, {batch_sizes, lengths}, (relu || ... || false), states...), num_layers);
+    return std::tuple_cat(std::tuple(std::move(outputs.output)), final_states<cell>(outputs));
+  }
+
+  static auto fwd(const Tensor& input, State... states, const Tensors& weights, const OptionalTensor& batch_sizes,
+                  const OptionalTensor& lengths, Flag... relu) {
+    LayerOutputs outputs =
+        forward_layer(layer(input, weights, {batch_sizes, lengths}, (relu || ... || false), states...), true);
+    return std::tuple_cat(std::tuple(std::move(outputs.output)), final_states<cell>(outputs),
+                          saved_tensors<cell>(outputs));
+  }
+
+  static auto bwd(const OptionalTensor& grad_output, State... grad_states, const Tensor& input, State... states,
+                  const Tensors& weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                  Flag... relu, const Tensor& output, Kept... kept, bool need_grad_input, bool need_grad_states,
+                  bool need_grad_weights) {
+    return gradients<cell>(
+        backward_layer(layer(input, weights, {batch_sizes, lengths}, (relu || ... || false), states...),
+                       output_gradients(grad_output, grad_states...), saved(output, kept...),
+                       {need_grad_input, need_grad_states, need_grad_weights}));
+  }
+
+  // ---- a single step of one direction, without a projection; its output is h_n
+
+  static auto step_infer(const Tensor& input, State... states, const Tensor& weight_ih, const Tensor& weight_hh,
+                         const OptionalTensor& bias_ih, const OptionalTensor& bias_hh, Flag... relu) {
+    const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+    LayerOutputs outputs = forward_layer(step(input, weights, (relu || ... || false), states...), false);
+    return final_states<cell>(outputs);
+  }
+
+  static auto step_fwd(const Tensor& input, State... states, const Tensor& weight_ih, const Tensor& weight_hh,
+                       const OptionalTensor& bias_ih, const OptionalTensor& bias_hh, Flag... relu) {
+    const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+    LayerOutputs outputs = forward_layer(step(input, weights, (relu || ... || false), states...), true);
+    return std::tuple_cat(final_states<cell>(outputs), saved_tensors<cell>(outputs));
+  }
+
+  static auto step_bwd(State... grad_states, const Tensor& input, State... states, const Tensor& weight_ih,
+                       const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                       Flag... relu, Known... known, bool need_grad_input, bool need_grad_states,
+                       bool need_grad_weights) {
+    const Tensors weights = step_weights(weight_ih, weight_hh, bias_ih, bias_hh);
+    const Needs needs{need_grad_input, need_grad_states, need_grad_weights};
+    const LayerInputs in = step(input, weights, (relu || ... || false), states...);
+    if constexpr (saved_planes(cell) == 0)
+      return gradients<cell>(backward_layer(in, output_gradients(kNone, grad_states...), saved(known...), needs));
+    else
+      return gradients<cell>(
+          backward_layer(in, output_gradients(kNone, grad_states...), saved(kNone, known...), needs));
+  }
+
+ private:
+  // These four collect an operator's arguments by reference. What the cell lacks is null.
+
+  static LayerInputs layer(const Tensor& input, const Tensors& weights, Rows rows, bool relu, const OptionalTensor& hx,
+                           const OptionalTensor& cx = kNone) {
+    return {cell, relu, false, input, hx, cx, weights, rows};
+  }
+  static LayerInputs step(const Tensor& input, const Tensors& weights, bool relu, const OptionalTensor& hx,
+                          const OptionalTensor& cx = kNone) {
+    return {cell, relu, true, input, hx, cx, weights, {kNone, kNone}};
+  }
+  static OutputGradients output_gradients(const OptionalTensor& output, const OptionalTensor& h_n,
+                                          const OptionalTensor& c_n = kNone) {
+    return {output, h_n, c_n};
+  }
+  static Saved saved(const OptionalTensor& output, const OptionalTensor& gates = kNone,
+                     const OptionalTensor& c = kNone) {
+    return {output, gates, c};
+  }
+};
+
+template <Cell cell, class Library>
+void implement_cell(Library& m) {
+  constexpr CellSpec spec = spec_of(cell);
+  constexpr int saved = (spec.saved_planes > 0) + has_c(cell);
+  using Own = Operators<cell, Repeat<const OptionalTensor&, spec.states>, Repeat<bool, spec.takes_relu>,
+                        Repeat<const Tensor&, saved>, Repeat<const Tensor&, saved ? saved : 1>>;
+  const std::string name = spec.operators;
+  m.impl((name + "_infer").c_str(), TORCH_BOX(&Own::infer));
+  m.impl((name + "_fwd").c_str(), TORCH_BOX(&Own::fwd));
+  m.impl((name + "_bwd").c_str(), TORCH_BOX(&Own::bwd));
+  m.impl((name + "_step_infer").c_str(), TORCH_BOX(&Own::step_infer));
+  m.impl((name + "_step_fwd").c_str(), TORCH_BOX(&Own::step_fwd));
+  m.impl((name + "_step_bwd").c_str(), TORCH_BOX(&Own::step_bwd));
 }
 
 template <class Library>
 void implement_operators(Library& m) {
-  m.impl("rnn_infer", TORCH_BOX(&rnn_infer));
-  m.impl("rnn_fwd", TORCH_BOX(&rnn_fwd));
-  m.impl("rnn_bwd", TORCH_BOX(&rnn_bwd));
-  m.impl("rnn_step_infer", TORCH_BOX(&rnn_step_infer));
-  m.impl("rnn_step_fwd", TORCH_BOX(&rnn_step_fwd));
-  m.impl("rnn_step_bwd", TORCH_BOX(&rnn_step_bwd));
-  m.impl("gru_infer", TORCH_BOX(&gru_infer));
-  m.impl("gru_fwd", TORCH_BOX(&gru_fwd));
-  m.impl("gru_bwd", TORCH_BOX(&gru_bwd));
-  m.impl("gru_step_infer", TORCH_BOX(&gru_step_infer));
-  m.impl("gru_step_fwd", TORCH_BOX(&gru_step_fwd));
-  m.impl("gru_step_bwd", TORCH_BOX(&gru_step_bwd));
-  m.impl("lstm_infer", TORCH_BOX(&lstm_infer));
-  m.impl("lstm_fwd", TORCH_BOX(&lstm_fwd));
-  m.impl("lstm_bwd", TORCH_BOX(&lstm_bwd));
-  m.impl("lstm_step_infer", TORCH_BOX(&lstm_step_infer));
-  m.impl("lstm_step_fwd", TORCH_BOX(&lstm_step_fwd));
-  m.impl("lstm_step_bwd", TORCH_BOX(&lstm_step_bwd));
+  implement_cell<Cell::kRnn>(m);
+  implement_cell<Cell::kGru>(m);
+  implement_cell<Cell::kLstm>(m);
 }
 
 }  // namespace

@@ -81,7 +81,7 @@ def test_readme_examples_run(capsys):
 
 def variables_read() -> set[str]:
     """RNNFAST_* names in quotes, as os.environ, getenv and the like take them, or expanded by a shell script."""
-    folders = [ROOT / name for name in ("rnnfast", "csrc", "tests", "bench", "tools")]
+    folders = [ROOT / name for name in ("rnnfast", "csrc", "kernel_build", "tests", "bench", "tools")]
     endings = (".py", ".cpp", ".h", ".cuh", ".cu", ".sh")
     files = [file for folder in folders for file in folder.rglob("*") if file.suffix in endings] + [ROOT / "setup.py"]
     found = set()

@@ -1,4 +1,4 @@
-// Chooses the instruction set once, and the number of threads at every call.
+// Chooses the instruction set once per process, and the number of threads at every call.
 #include <omp.h>
 #include <pthread.h>
 #include <torch/csrc/stable/ops.h>
@@ -35,7 +35,7 @@ extern const Kernels kKernels;
 
 namespace {
 
-// What this machine can run, slowest first.
+// The kernels that this machine can run, the slowest first.
 std::vector<Kernels> available() {
   std::vector<Kernels> sets = {base::kKernels};
 #if defined(__x86_64__)
@@ -78,8 +78,8 @@ const Kernels& kernels() {
 }
 
 int usable_threads() {
-  // OpenMP's workers do not survive a fork: a parallel region in the child would wait for them for ever, in our kernels
-  // and in torch's operators that ours call.
+  // OpenMP's threads do not exist in a forked child. A parallel region there would wait for them for ever. torch's
+  // operators, which ours call, have such regions too.
   static const int registered = pthread_atfork(nullptr, nullptr, [] {
     in_forked_child = true;
     omp_set_num_threads(1);

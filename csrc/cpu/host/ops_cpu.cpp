@@ -1,4 +1,4 @@
-// The operators on the CPU.
+// Registers the operators for CPU tensors.
 #include <string>
 
 #include "common/operators.h"

@@ -1,4 +1,4 @@
-// New tensors, by the shortest way that the stable ABI has.
+// New tensors on the CPU, made by the fastest functions of the stable ABI.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -14,10 +14,10 @@ namespace rnnfast {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// An uninitialized contiguous tensor on the CPU. torch::stable::new_empty looks its operator up by name and boxes the
-// arguments: 1.4 µs of a call of 10, against 0.5 (Zen 4).
+// An uninitialized contiguous tensor. This takes 0.5 µs of a call of 10 µs (Zen 4). torch::stable::new_empty takes
+// 1.4 µs: it finds its operator by name and boxes the arguments.
 inline Tensor empty(ScalarType type, const int64_t* sizes, int64_t dim) {
-  int64_t strides[3], stride = 1;  // no result of an operator has more dimensions
+  int64_t strides[3], stride = 1;  // no result of an operator has more than 3 dimensions
   for (int64_t i = dim - 1; i >= 0; --i) {
     strides[i] = stride;
     stride *= sizes[i] > 1 ? sizes[i] : 1;

@@ -1,4 +1,5 @@
-// Forward of a layer on the GPU: gates_x = x W_ih^T + biases as one product per direction, then the recurrence.
+// Forward of a layer on the GPU. torch multiplies x by W_ih, one product per direction. Then the kernels of a tier run
+// the recurrence.
 #include "cuda/host/host.h"
 
 #include "cuda/device/around.h"
@@ -7,24 +8,23 @@ namespace rnnfast {
 namespace cuda {
 namespace {
 
-// gates_x [D, N, G*H]: the input projection with every bias but GRU's b_hn.
+// gates_x [D, N, G*H]: x W_ih^T and all biases but the GRU's b_hn.
 void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
-  const int64_t N = call.sizes.rows, I = call.sizes.input_size, G = call.gate_rows();
+  const int64_t D = call.sizes.directions(), N = call.sizes.rows, I = call.sizes.input_size, G = call.gate_rows();
+  const LayerWeights weights(call.sizes.weights, in.weights);
   const Tensor x = view(as_contiguous(in.input), {N, I}, {I, 1});
-  const int64_t each = call.sizes.weights_per_direction;
   std::optional<Tensor> biases;
-  if (call.sizes.has_biases) {
-    biases = call.new_tensor({call.sizes.directions, G});
-    BiasSum sum{call.arithmetic, in.cell, int(call.sizes.hidden_size), int(call.sizes.directions), {}, {},
-                write(*biases)};
-    for (int64_t d = 0; d < call.sizes.directions; ++d) {
-      sum.bias_ih[d] = call.ready(in.weights[size_t(d * each + 2)]);
-      sum.bias_hh[d] = call.ready(in.weights[size_t(d * each + 3)]);
+  if (weights.has_biases()) {
+    biases = call.new_tensor({D, G});
+    BiasSum sum{call.arithmetic, in.cell, int(call.sizes.hidden_size), int(D), {}, {}, write(*biases)};
+    for (int64_t d = 0; d < D; ++d) {
+      sum.bias_ih[d] = call.ready(weights.bias_ih(d));
+      sum.bias_hh[d] = call.ready(weights.bias_hh(d));
     }
-    check(sum_biases(sum, call.stream), "sum of biases");
+    check_cuda(sum_biases(sum, call.stream), "sum of biases");
   }
-  for (int64_t d = 0; d < call.sizes.directions; ++d) {
-    const Tensor& weight = in.weights[size_t(d * each)];
+  for (int64_t d = 0; d < D; ++d) {
+    const Tensor& weight = weights.weight_ih(d);
     const Tensor transposed = view(weight, {I, G}, {weight.stride(1), weight.stride(0)});
     const Tensor out = view(gates_x, {N, G}, {G, 1}, d * N * G);
     biases ? multiply_add(out, view(*biases, {G}, {1}, d * G), x, transposed) : multiply(out, x, transposed);
@@ -34,43 +34,43 @@ void project_input(Call& call, const LayerInputs& in, const Tensor& gates_x) {
 void run_resident(Call& call, const LayerInputs& in, ForwardLayer<void> layer, Tier tier) {
   call.ready_weights(in, layer.weights);
   const std::optional<Tensor> exchange = call.exchange(tier, layer, false);
-  check(with_arithmetic(call.arithmetic,
-                        [&]<Arithmetic kArithmetic>() {
-                          return run_resident_forward<kArithmetic>(tier, layer, write(exchange), call.stream);
-                        }),
-        std::string("forward, tier ") + kTierNames[int(tier)]);
+  check_cuda(with_arithmetic(call.arithmetic,
+                             [&]<Arithmetic kArithmetic>() {
+                               return run_resident_forward<kArithmetic>(tier, layer, write(exchange), call.stream);
+                             }),
+             std::string("forward, tier ") + kTierNames[int(tier)]);
 }
 
 void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer, bool large) {
   StepForward<void> step{};
   static_cast<ForwardLayer<void>&>(step) = layer;
   const LayerSizes& sizes = call.sizes;
-  for (int64_t d = 0; d < sizes.directions; ++d) {
-    const Tensor* const weights = in.weights.data() + d * sizes.weights_per_direction;
-    step.recurrent[d] = call.aligned(weights[1]);
-    if (sizes.proj_size) step.projection[d] = call.aligned(weights[sizes.weights_per_direction - 1]);
+  const int64_t D = sizes.directions(), B = sizes.batch, H = sizes.hidden_size;
+  const LayerWeights weights(sizes.weights, in.weights);
+  for (int64_t d = 0; d < D; ++d) {
+    step.recurrent[d] = call.aligned(weights.weight_hh(d));
+    if (weights.is_projected()) step.projection[d] = call.aligned(weights.weight_hr(d));
   }
-  std::optional<Tensor> carry, cells;
-  if (in.cell == Cell::kLstm && !layer.c)
-    carry = empty(call.place, call.wide, {sizes.directions, sizes.batch, sizes.hidden_size});
-  if (sizes.proj_size) cells = call.new_tensor({sizes.directions, sizes.batch, sizes.hidden_size});
+  std::optional<Tensor> carry, unprojected;
+  if (has_c(in.cell) && !layer.c) carry = empty(call.device, call.wide, {D, B, H});
+  if (weights.is_projected()) unprojected = call.new_tensor({D, B, H});
   step.carry = write<float>(carry);
-  step.unprojected = write(cells);
+  step.unprojected = write(unprojected);
   step.aligned =
       call.rows_aligned(layer.output, sizes.output_size()) && call.rows_aligned(layer.hx, sizes.output_size());
-  step.aligned_unprojected = call.rows_aligned(step.unprojected, sizes.hidden_size);
-  check(with_arithmetic(
-            call.arithmetic,
-            [&]<Arithmetic kArithmetic>() { return run_step_forward<kArithmetic>(step, large, call.stream); }),
-        "forward, tier step");
+  step.aligned_unprojected = call.rows_aligned(step.unprojected, H);
+  check_cuda(with_arithmetic(
+                 call.arithmetic,
+                 [&]<Arithmetic kArithmetic>() { return run_step_forward<kArithmetic>(step, large, call.stream); }),
+             "forward, tier step");
 }
 
-// No row: the states pass through.
-void pass_states(Call& call, const LayerInputs& in, const Forward& result) {
+// Without a row, the states pass through.
+void pass_states(Call& call, const LayerInputs& in, const LayerOutputs& result) {
   in.hx ? copy(result.h_n, *in.hx) : zero(result.h_n);
-  if (in.cell == Cell::kLstm) in.cx ? copy(result.c_n, *in.cx) : zero(result.c_n);
+  if (has_c(in.cell)) in.cx ? copy(result.c_n, *in.cx) : zero(result.c_n);
   if (result.gates) zero(*result.gates);
-  if (result.cells) zero(*result.cells);
+  if (result.c) zero(*result.c);
   if (call.sizes.rows) zero(result.output);
 }
 
@@ -79,33 +79,33 @@ void pass_states(Call& call, const LayerInputs& in, const Forward& result) {
 
 namespace {
 
-// final_h, final_c: where h_n and c_n go; null: to new tensors.
-Forward run_layer(const LayerInputs& in, bool save, const OptionalTensor& final_h, const OptionalTensor& final_c) {
+// `final_h` and `final_c` are where h_n and c_n go; null: to new tensors.
+LayerOutputs run_layer(const LayerInputs& in, bool save, const OptionalTensor& final_h, const OptionalTensor& final_c) {
   using namespace cuda;
   Call call(in);
   const LayerSizes& sizes = call.sizes;
-  const int64_t D = sizes.directions, B = sizes.batch, N = sizes.rows, H = sizes.hidden_size, P = sizes.output_size();
-  const bool lstm = in.cell == Cell::kLstm;
+  const int64_t D = sizes.directions(), B = sizes.batch, N = sizes.rows, H = sizes.hidden_size, P = sizes.output_size();
+  const bool with_c = has_c(in.cell);
   const Plan plan = call.plan(in, false);
 
   const auto new_state = [&](int64_t size) {
-    return in.step ? call.new_tensor({B, size}) : call.new_tensor({D, B, size});
+    return in.single_step ? call.new_tensor({B, size}) : call.new_tensor({D, B, size});
   };
   const Tensor h_n = final_h ? *final_h : new_state(P);
-  // A step's output is its state: both are written, to the same place.
-  const Tensor output = in.step          ? h_n
-                        : in.batch_sizes ? call.new_tensor({N, D * P})
-                                         : call.new_tensor({sizes.steps, B, D * P});
-  Forward result{output, h_n, !lstm ? h_n : final_c ? *final_c : new_state(H), std::nullopt, std::nullopt};
-  if (save && in.cell != Cell::kRnn) result.gates = call.new_tensor({D, N, saved_planes(in.cell) * H});
-  if (save && lstm) result.cells = empty(call.place, call.wide, {D, N, H});
+  // The output of a single step is its h_n. Kernels write both, to the same place.
+  const Tensor output = in.single_step        ? h_n
+                        : in.rows.batch_sizes ? call.new_tensor({N, D * P})
+                                              : call.new_tensor({sizes.steps, B, D * P});
+  LayerOutputs result{output, h_n, !with_c ? h_n : final_c ? *final_c : new_state(H), std::nullopt, std::nullopt};
+  if (save && saved_planes(in.cell) > 0) result.gates = call.new_tensor({D, N, saved_planes(in.cell) * H});
+  if (save && with_c) result.c = empty(call.device, call.wide, {D, N, H});
   if (call.empty()) {
     pass_states(call, in, result);
     return result;
   }
 
-  // LSTM's activated gates take the place of what they are made of.
-  const Tensor gates_x = save && lstm ? *result.gates : call.new_tensor({D, N, call.gate_rows()});
+  // The LSTM's activated gates overwrite gates_x, from which they are computed.
+  const Tensor gates_x = save && in.cell == Cell::kLstm ? *result.gates : call.new_tensor({D, N, call.gate_rows()});
   project_input(call, in, gates_x);
 
   ForwardLayer<void> layer{};
@@ -115,9 +115,9 @@ Forward run_layer(const LayerInputs& in, bool save, const OptionalTensor& final_
   layer.gates_x = read(gates_x);
   layer.output = write(result.output);
   layer.h_n = write(result.h_n);
-  layer.c_n = lstm ? write(result.c_n) : nullptr;
+  layer.c_n = with_c ? write(result.c_n) : nullptr;
   layer.gates = write(result.gates);
-  layer.c = write<float>(result.cells);
+  layer.c = write<float>(result.c);
   for (int64_t d = 0; d < D; ++d) layer.weights[d].bias_hn = call.bias_hn(in, d);
   plan.tier == Tier::kStep ? run_step(call, in, layer, plan.large) : run_resident(call, in, layer, plan.tier);
   return result;
@@ -125,28 +125,29 @@ Forward run_layer(const LayerInputs& in, bool save, const OptionalTensor& final_
 
 }  // namespace
 
-Forward forward_layer(const LayerInputs& in, bool save) { return run_layer(in, save, std::nullopt, std::nullopt); }
+LayerOutputs forward_layer(const LayerInputs& in, bool save) { return run_layer(in, save, std::nullopt, std::nullopt); }
 
-Forward forward_stack(const LayerInputs& in, int64_t num_layers) {
+LayerOutputs forward_stack(const LayerInputs& in, int64_t num_layers) {
   if (num_layers == 1) return forward_layer(in, false);
   const LayerSizes sizes = check_layer(in, num_layers);
-  const cuda::Place place = cuda::place_of(in.input);
-  const int64_t D = sizes.directions, B = sizes.batch, P = sizes.output_size(), H = sizes.hidden_size;
-  const bool lstm = in.cell == Cell::kLstm;
-  const Tensor h_n = cuda::empty(place, in.input.scalar_type(), {num_layers * D, B, P});
-  const Tensor c_n = lstm ? cuda::empty(place, in.input.scalar_type(), {num_layers * D, B, H}) : h_n;
+  const cuda::TensorDevice device = cuda::device_of(in.input);
+  const torch::headeronly::ScalarType type = in.input.scalar_type();
+  const int64_t D = sizes.directions(), B = sizes.batch, P = sizes.output_size(), H = sizes.hidden_size;
+  const bool with_c = has_c(in.cell);
+  const Tensor h_n = cuda::empty(device, type, {num_layers * D, B, P});
+  const Tensor c_n = with_c ? cuda::empty(device, type, {num_layers * D, B, H}) : h_n;
   const auto of_layer = [&](const Tensor& states, int64_t k) -> OptionalTensor {
     const int64_t stride = states.stride(0);
     return cuda::view(states, {D, B, states.size(2)}, {stride, states.stride(1), states.stride(2)}, k * D * stride);
   };
-  Forward result{in.input, h_n, c_n, std::nullopt, std::nullopt};
-  const int64_t each = D * sizes.weights_per_direction;
+  LayerOutputs result{in.input, h_n, c_n, std::nullopt, std::nullopt};
+  const int64_t each = sizes.weights.per_layer();
   for (int64_t k = 0; k < num_layers; ++k) {
     const Tensors weights(in.weights.begin() + k * each, in.weights.begin() + (k + 1) * each);
     const OptionalTensor hx = in.hx ? of_layer(*in.hx, k) : std::nullopt,
                          cx = in.cx ? of_layer(*in.cx, k) : std::nullopt;
-    const LayerInputs layer{in.cell, in.relu, false, result.output, hx, cx, weights, in.batch_sizes, in.lengths};
-    result.output = run_layer(layer, false, of_layer(h_n, k), lstm ? of_layer(c_n, k) : std::nullopt).output;
+    const LayerInputs layer{in.cell, in.relu, false, result.output, hx, cx, weights, in.rows};
+    result.output = run_layer(layer, false, of_layer(h_n, k), with_c ? of_layer(c_n, k) : std::nullopt).output;
   }
   return result;
 }

@@ -1,4 +1,4 @@
-// The plan, rows and weights of one call; see host.h.
+// The plan, the rows and the weights of one call; see host.h.
 #include "cuda/host/host.h"
 
 #include <atomic>
@@ -16,7 +16,7 @@ std::atomic<bool> allow_tf32{false};  // the CPU's own products are exact
 std::atomic<bool> allow_tf32{true};  // torch's default for its RNNs
 #endif
 
-constexpr int64_t kPiece = 16;  // bytes of one asynchronous copy
+constexpr int64_t kPiece = 16;  // bytes that one asynchronous copy moves
 
 ScalarType wide_type(ScalarType type) {
   RNNFAST_REQUIRE(type == ScalarType::BFloat16 || type == ScalarType::Half || type == ScalarType::Float,
@@ -29,8 +29,8 @@ Resources resources_of(Arithmetic arithmetic, Tier tier, const Shape& shape, boo
       arithmetic, [&]<Arithmetic kArithmetic>() { return resident_resources<kArithmetic>(tier, shape, backward); });
 }
 
-// What choose() asks of the compiled kernels and the current device.
-struct Kernels {
+// Answers the questions of choose() for the compiled kernels and the current device.
+struct CompiledKernels {
   const Problem& problem;
 
   Resources resources(Tier tier) const {
@@ -57,25 +57,25 @@ Arithmetic arithmetic_of(ScalarType type, const DeviceLimits& device) {
 }
 
 Choice find_plan(const Problem& problem, const DeviceLimits& device) {
-  return choose(problem, device, std::getenv("RNNFAST_TIER"), Kernels{problem});
+  return choose(problem, device, std::getenv("RNNFAST_TIER"), CompiledKernels{problem});
 }
 
-Place place_of(const Tensor& tensor) {
+TensorDevice device_of(const Tensor& tensor) {
   const Facts facts(tensor);
   return {facts.device_type, facts.device_index};
 }
 
 Call::Call(const LayerInputs& in)
     : sizes(check_layer(in)),
-      place(place_of(in.input)),
+      device(device_of(in.input)),
       type(in.input.scalar_type()),
       wide(wide_type(type)),
-      limits(limits_of(place.device_index)),
+      limits(limits_of(device.index)),
       arithmetic(arithmetic_of(type, limits)),
-      guard(place.device_index),
-      stream(current_stream(place.device_index)),
+      guard(device.index),
+      stream(current_stream(device.index)),
       cell_(in.cell) {
-  constexpr int64_t most = std::numeric_limits<int>::max() / 4;  // four planes of H, and a tile more of anything
+  constexpr int64_t most = std::numeric_limits<int>::max() / 4;  // kernels compute 4 * H, and round sizes up to tiles
   RNNFAST_REQUIRE(sizes.hidden_size < most && sizes.proj_size < most && sizes.batch < most && sizes.steps < most,
                   "expected sizes below ", most, ", got input ", shape_text(in.input));
 }
@@ -89,7 +89,8 @@ Plan Call::plan(const LayerInputs& in, bool backward) const {
 std::optional<Tensor> Call::exchange(Tier tier, const Shape& shape, bool backward) const {
   const int64_t bytes = resources_of(arithmetic, tier, shape, backward).exchange_bytes;
   if (bytes == 0) return std::nullopt;
-  return cuda::empty(place, ScalarType::Float, {bytes / 4});  // tests fill it with NaN, which is no empty slot
+  // Float, because tests fill new memory with NaN. Kernels must not take that for an empty slot.
+  return cuda::empty(device, ScalarType::Float, {bytes / 4});
 }
 
 Shape Call::dense_shape(const LayerInputs& in) const {
@@ -100,72 +101,50 @@ Shape Call::dense_shape(const LayerInputs& in) const {
   shape.output_size = int(sizes.output_size());
   shape.steps = int(sizes.steps);
   shape.batch = int(sizes.batch);
-  shape.directions = int(sizes.directions);
+  shape.directions = int(sizes.directions());
   shape.rows = sizes.rows;
   return shape;
 }
 
 Shape Call::shape(const LayerInputs& in) {
   Shape shape = dense_shape(in);
-  if (in.batch_sizes) upload_batch_sizes(*in.batch_sizes, shape);
-  if (in.lengths) upload_lengths(*in.lengths, shape);
+  if (in.rows.batch_sizes) upload_batch_sizes(*in.rows.batch_sizes, shape);
+  if (in.rows.lengths) upload_lengths(*in.rows.lengths, shape);
   return shape;
 }
 
 void Call::upload_batch_sizes(const Tensor& batch_sizes, Shape& shape) {
-  RNNFAST_REQUIRE(batch_sizes.is_cpu() && batch_sizes.scalar_type() == ScalarType::Long && batch_sizes.dim() == 1,
-                  "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
-  check_memory(batch_sizes, Facts(batch_sizes), {"batch_sizes"});
-  const Tensor host = as_contiguous(batch_sizes);
-  const int64_t* const values = read<int64_t>(host);
-  const int64_t steps = host.numel();
-  int64_t total = 0, limit = sizes.batch;
-  for (int64_t t = 0; t < steps; ++t) {
-    RNNFAST_REQUIRE(values[t] > 0 && values[t] <= limit,
-                    "batch_sizes: expected positive sizes in descending order, at most ", sizes.batch, ", got ",
-                    values[t]);
-    limit = values[t];
-    total += values[t];
-  }
-  RNNFAST_REQUIRE(steps && values[0] == sizes.batch && total == sizes.rows,
-                  "batch_sizes: expected the first to be the batch of hx (", sizes.batch,
-                  ") and their sum to be the rows of input (", sizes.rows, "), got ", steps ? values[0] : 0, " and ",
-                  total);
-  const Tensor offsets = cuda::empty(place, ScalarType::Long, {steps});
-  const Tensor lengths = cuda::empty(place, ScalarType::Int, {sizes.batch});
-  check(write_schedule(values, steps, write<int64_t>(offsets), write<int32_t>(lengths), stream), "batch_sizes");
-  shape.steps = int(steps);
+  const HostValues values = check_batch_sizes(batch_sizes, sizes);
+  const Tensor offsets = cuda::empty(device, ScalarType::Long, {values.count});
+  const Tensor lengths = cuda::empty(device, ScalarType::Int, {sizes.batch});
+  check_cuda(write_schedule(values.data, values.count, write<int64_t>(offsets), write<int32_t>(lengths), stream),
+             "batch_sizes");
+  shape.steps = int(values.count);
   shape.offsets = read<int64_t>(offsets);
   shape.lengths = read<int32_t>(lengths);
   kept_.insert(kept_.end(), {offsets, lengths});
 }
 
-// Lengths on the CPU are checked here; those on the device only there, by clamping: to look at them would mean to wait.
+// The values are checked only if they are on the CPU. To read values on the device, the host would have to wait. A
+// kernel clamps them in both cases.
 void Call::upload_lengths(const Tensor& lengths, Shape& shape) {
-  check_shape(lengths, {sizes.batch}, {"lengths"});
-  const bool wide_lengths = lengths.scalar_type() == ScalarType::Long;
-  RNNFAST_REQUIRE(wide_lengths || lengths.scalar_type() == ScalarType::Int, "lengths: expected int32 or int64, got ",
-                  toString(lengths.scalar_type()));
+  check_lengths(lengths, sizes);
+  const bool is_int64 = lengths.scalar_type() == ScalarType::Long;
   Tensor values = as_contiguous(lengths);
-  const Facts facts(values);
-  if (values.is_cpu()) {
-    for (int64_t b = 0; b < sizes.batch; ++b) {
-      const int64_t length = wide_lengths ? read<int64_t>(values)[b] : read<int32_t>(values)[b];
-      RNNFAST_REQUIRE(length >= 0 && length <= sizes.steps, "lengths: expected values from 0 to ", sizes.steps,
-                      ", got ", length);
-    }
-  }
-  if (facts.device_type != place.device_type) {
+  const TensorDevice from = device_of(values);
+  if (values.is_cpu())
+    is_int64 ? check_length_values(read<int64_t>(values), sizes) : check_length_values(read<int32_t>(values), sizes);
+  if (from.type != device.type) {
     RNNFAST_REQUIRE(values.is_cpu(), "lengths: expected a tensor on the CPU or on the device of input");
-    const Tensor moved = cuda::empty(place, values.scalar_type(), {sizes.batch});
+    const Tensor moved = cuda::empty(device, values.scalar_type(), {sizes.batch});
     copy(moved, values);
     values = moved;
   } else {
-    RNNFAST_REQUIRE(facts.device_index == place.device_index, "lengths: expected the device of input");
+    RNNFAST_REQUIRE(from.index == device.index, "lengths: expected the device of input");
   }
-  const Tensor clamped = cuda::empty(place, ScalarType::Int, {sizes.batch});
-  check(clamp_lengths(read(values), wide_lengths, write<int32_t>(clamped), shape.batch, shape.steps, stream),
-        "lengths");
+  const Tensor clamped = cuda::empty(device, ScalarType::Int, {sizes.batch});
+  check_cuda(clamp_lengths(read(values), is_int64, write<int32_t>(clamped), shape.batch, shape.steps, stream),
+             "lengths");
   shape.lengths = read<int32_t>(clamped);
   kept_.insert(kept_.end(), {values, clamped});
 }
@@ -203,16 +182,17 @@ const void* Call::ready(const Tensor& tensor) {
 }
 
 void Call::ready_weights(const LayerInputs& in, Weights<void> (&weights)[kMaxDirections]) {
-  for (int64_t d = 0; d < sizes.directions; ++d) {
-    const Tensor* const own = in.weights.data() + d * sizes.weights_per_direction;
-    weights[d].weight_hh = ready(own[1]);
-    if (sizes.proj_size) weights[d].weight_hr = ready(own[sizes.weights_per_direction - 1]);
+  const LayerWeights own(sizes.weights, in.weights);
+  for (int64_t d = 0; d < sizes.directions(); ++d) {
+    weights[d].weight_hh = ready(own.weight_hh(d));
+    if (own.is_projected()) weights[d].weight_hr = ready(own.weight_hr(d));
   }
 }
 
 const void* Call::bias_hn(const LayerInputs& in, int64_t direction) {
-  if (in.cell != Cell::kGru || !sizes.has_biases) return nullptr;
-  const void* const bias_hh = ready(in.weights[size_t(direction * sizes.weights_per_direction + 3)]);
+  const LayerWeights own(sizes.weights, in.weights);
+  if (cell_ != Cell::kGru || !own.has_biases()) return nullptr;
+  const void* const bias_hh = ready(own.bias_hh(direction));
   return static_cast<const char*>(bias_hh) + 2 * sizes.hidden_size * element_size(arithmetic);
 }
 

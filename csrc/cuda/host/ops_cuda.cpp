@@ -1,4 +1,5 @@
-// The operators on CUDA tensors; in the emulator's library the same on CPU tensors, in a namespace of its own.
+// Registers the operators for CUDA tensors. The emulator's library registers them for CPU tensors, in its own
+// namespace.
 #include <string>
 
 #include "common/operators.h"
@@ -7,12 +8,19 @@
 namespace rnnfast {
 namespace {
 
-// The tier, its tile, and why the tiers before it were not taken; or "refused: " and why no kernel takes such a layer.
+// The cell whose operators have this name.
+Cell cell_of(const std::string& operators) {
+  for (const Cell cell : {Cell::kRnn, Cell::kGru})
+    if (operators == spec_of(cell).operators) return cell;
+  return Cell::kLstm;
+}
+
+// Describes the plan of a layer: the tier, its tile, and why the tiers before it were passed over. The text begins with
+// "refused: " if no tier takes the layer.
 std::string plan_text(std::string cell, std::string dtype, int64_t hidden_size, int64_t proj_size, int64_t batch,
                       int64_t directions, bool backward, int64_t device) {
   using namespace cuda;
   using torch::headeronly::ScalarType;
-  const Cell kind = cell == "lstm" ? Cell::kLstm : cell == "gru" ? Cell::kGru : Cell::kRnn;
   if (dtype != "bfloat16" && dtype != "float16" && dtype != "float32") return "refused: it has no kernel for " + dtype;
   const ScalarType type = dtype == "bfloat16"  ? ScalarType::BFloat16
                           : dtype == "float16" ? ScalarType::Half
@@ -20,7 +28,7 @@ std::string plan_text(std::string cell, std::string dtype, int64_t hidden_size, 
   const DeviceLimits limits = limits_of(int32_t(device));
   const DeviceGuard guard(static_cast<int32_t>(device));
   Shape shape{};
-  shape.cell = kind;
+  shape.cell = cell_of(cell);
   shape.hidden_size = int(hidden_size);
   shape.output_size = int(proj_size > 0 ? proj_size : hidden_size);
   shape.batch = int(batch);
@@ -47,11 +55,11 @@ void allow_tf32(bool allow) { cuda::set_allow_tf32(allow); }
 #define RNNFAST_KEY CUDA
 #endif
 
-// Macros within macros: the names must be expanded before the stable ABI's macros join them to others.
+// The stable ABI's macros join their arguments to other names. These macros expand the arguments first.
 #define RNNFAST_IMPLEMENT(space, key, m) STABLE_TORCH_LIBRARY_IMPL(space, key, m)
 #define RNNFAST_EXTEND(space, m) STABLE_TORCH_LIBRARY_FRAGMENT(space, m)
 
-// The layers' schemas are defined in rnnfast/ops.py; these two belong to this library alone.
+// rnnfast/ops.py defines the schemas of the layers. Only this library has these two operators.
 RNNFAST_EXTEND(RNNFAST_NAMESPACE, m) {
   m.def(
       "_cuda_plan(str cell, str dtype, int hidden_size, int proj_size, int batch, int directions, bool backward, "

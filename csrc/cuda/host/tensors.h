@@ -1,5 +1,5 @@
-// Tensors and matrix products by the shortest way of the stable ABI, on the device of the operators: CUDA, or the CPU
-// where the emulator stands in for it. Everything allocates from torch's caching allocator on the current stream.
+// Tensors and matrix products, by the fastest functions of the stable ABI. They run on the device of the operators: a
+// GPU, or in the emulator's library the CPU. Memory comes from torch's caching allocator, on the current stream.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -17,32 +17,34 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 
 namespace rnnfast::cuda {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-struct Place {
-  int32_t device_type, device_index;
+// The device of a tensor, as torch numbers it.
+struct TensorDevice {
+  int32_t type, index;
 };
 
-// Uninitialized and contiguous. torch::stable::new_empty looks its operator up by name, which takes three times as
-// long.
-inline Tensor empty(Place place, ScalarType type, std::initializer_list<int64_t> sizes) {
-  int64_t strides[4], stride = 1;  // nothing here has more dimensions
+// An uninitialized contiguous tensor. torch::stable::new_empty takes three times as long: it finds its operator by
+// name.
+inline Tensor empty(TensorDevice device, ScalarType type, std::initializer_list<int64_t> sizes) {
+  int64_t strides[4], stride = 1;  // no tensor here has more than 4 dimensions
   for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;
     stride *= sizes.begin()[i] > 1 ? sizes.begin()[i] : 1;
   }
   AtenTensorHandle handle;
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype,
-                                                  place.device_type, place.device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, dtype, device.type,
+                                                  device.index, &handle));
   return Tensor(handle);
 }
 
-// A window on `tensor`'s memory; `offset` counts elements from its first.
+// Another view of `tensor`'s memory. `offset` counts elements from the tensor's first.
 inline Tensor view(const Tensor& tensor, std::initializer_list<int64_t> sizes, std::initializer_list<int64_t> strides,
                    int64_t offset = 0) {
   AtenTensorHandle handle;
@@ -64,7 +66,7 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 inline void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   TORCH_ERROR_CODE_CHECK(RNNFAST_ATEN(mm_out)(out.get(), a.get(), b.get()));
 }
-// out = addend + a b; the addend is a row, or `out` itself
+// out = addend + a b. The addend is one row, added to every row, or `out` itself.
 inline void multiply_add(const Tensor& out, const Tensor& addend, const Tensor& a, const Tensor& b) {
   TORCH_ERROR_CODE_CHECK(RNNFAST_ATEN(addmm_out)(out.get(), addend.get(), a.get(), b.get(), 1.0, 1.0));
 }

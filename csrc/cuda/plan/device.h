@@ -1,4 +1,5 @@
-// The device of a call: its limits, guard, current stream, errors; the emulator has one device and no stream.
+// What the host asks of the CUDA runtime: a device's limits, the current device and stream, errors. The emulator has
+// one device and no streams.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -23,14 +24,14 @@
 
 namespace rnnfast::cuda {
 
-inline void check(cudaError_t error, std::string_view what) {
+inline void check_cuda(cudaError_t error, std::string_view what) {
   STD_TORCH_CHECK(error == cudaSuccess, "rnnfast: ", what, ": ", cudaGetErrorString(error));
 }
 
 #if defined(RNNFAST_EMULATOR)
 
-// A Hopper device with few multiprocessors, so that small problems fill it. How many CTAs it holds at once is the
-// emulator's own option.
+// The emulated device is a Hopper GPU with so few multiprocessors that small problems fill it. An option of the
+// emulator says how many CTAs run at once.
 inline DeviceLimits limits_of(int32_t) { return {90, 8, 227 * 1024, 16, true}; }
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
@@ -42,21 +43,21 @@ inline cudaStream_t current_stream(int32_t) { return nullptr; }
 inline DeviceLimits query_limits(int32_t device) {
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
-    check(cudaDeviceGetAttribute(&value, name, device), "asking for the device's limits");
+    check_cuda(cudaDeviceGetAttribute(&value, name, device), "asking for the device's limits");
     return value;
   };
   DeviceLimits limits{};
   limits.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
   limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   limits.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  // 16 where 8 is the portable limit: data-centre devices (9.0, 10.x); others with clusters stay at 8.
+  // Clusters of 8 CTAs are portable. Data-centre devices (9.0, 10.x) also take 16.
   const bool data_centre = limits.capability / 10 == 9 || limits.capability / 10 == 10;
   limits.largest_cluster = !attribute(cudaDevAttrClusterLaunch) ? 1 : data_centre ? 16 : 8;
   limits.cooperative = attribute(cudaDevAttrCooperativeLaunch);
   return limits;
 }
 
-// Asked once per device: ten attributes would take microseconds of every call.
+// Asks once per device: the attributes would take microseconds of every call.
 inline const DeviceLimits& limits_of(int32_t device) {
   static std::mutex mutex;
   static std::vector<std::unique_ptr<DeviceLimits> > known;

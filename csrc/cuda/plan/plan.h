@@ -1,13 +1,15 @@
-// Which kernel runs a layer: a pure function of sizes, the way of multiplying, the device's limits and what the kernels
-// say of themselves, so that it can be tested on any machine (tests/test_cuda_plan.py). Nothing here calls CUDA.
+// Chooses the kernel that runs a layer. The choice follows from the layer's sizes, the arithmetic, the device's limits
+// and the resources of the kernels. Nothing here calls CUDA, so every machine can test it (tests/test_cuda_plan.py).
 //
-// Four tiers, in the order in which they are preferred. In the first three, the resident ones, W_hh stays on chip for
-// the whole sequence, in registers (what exceeds them in shared memory), and a batch tile has 8 sequences.
+// There are four tiers. The first that can run a layer is preferred:
 //   cta      one CTA per batch tile and direction holds all of W_hh
-//   cluster  2 to 16 CTAs, each with a slice of units; they exchange h through distributed shared memory
-//   group    co-resident CTAs of the whole device; they exchange h through global memory
-//   step     one launch per time step, W_hh read from L2 every time: any size, any device
-// What a kernel takes depends on its templates, so the tiers tell it (resident.cuh): Resources.
+//   cluster  2 to 16 CTAs hold a slice of units each; they exchange h through distributed shared memory
+//   group    co-resident CTAs of the whole device hold a slice each; they exchange h through global memory
+//   step     one launch per time step reads W_hh from L2; it takes any size and any device
+// The tiers cta, cluster and group are resident: W_hh stays on the chip for the whole sequence. It is in registers; the
+// part that exceeds them is in shared memory. Their batch tile has 8 sequences.
+//
+// A kernel's resources depend on its templates. resident.cuh asks the tiers for them.
 #pragma once
 
 #include <cstdint>
@@ -27,33 +29,34 @@ constexpr int element_size(Arithmetic arithmetic) { return is_16_bit(arithmetic)
 struct DeviceLimits {
   int capability;        // 10 * major + minor
   int multiprocessors;   // SMs
-  int shared_per_block;  // bytes that one CTA may have when it asks for them
-  int largest_cluster;   // CTAs; 1: none. Above 8 the size is "non-portable" and must be asked for
-  bool cooperative;      // co-resident launches of the whole grid
+  int shared_per_block;  // the most bytes of shared memory that one CTA can ask for
+  int largest_cluster;   // CTAs; 1: no clusters. More than 8 are "non-portable": a kernel must allow them
+  bool cooperative;      // the device can run a whole grid at once
 };
 
+// What a plan is for.
 struct Problem {
   Arithmetic arithmetic;
   bool backward;
-  bool projected;
-  Shape shape;
+  bool projected;  // not read from the shape: a user can ask for a projection that is not smaller than hidden_size
+  Shape shape;     // without rows: offsets and lengths are null
 };
 
-// What the kernel takes with which a resident tier would run a problem.
+// The resources of the kernel with which a resident tier would run a problem.
 struct Resources {
-  const char* refusal;     // why there is no such kernel; null: there is one, and the rest is known
-  int ctas;                // that hold one copy of W_hh; they wait for each other, so all must run at once
-  int threads;             // of a CTA
-  int shared_bytes;        // dynamic, of a CTA
-  int64_t exchange_bytes;  // of the workspace of a call
+  const char* refusal;  // why there is no such kernel; null: there is one, and the other fields are valid
+  int ctas;             // CTAs that hold one copy of W_hh together. They wait for each other, so all must run at once
+  int threads;          // per CTA
+  int shared_bytes;     // dynamic shared memory per CTA
+  int64_t exchange_bytes;  // workspace per call
 };
 
 struct Plan {
   Tier tier;
-  bool large;        // of tier step's two tiles
-  int ctas;          // that hold one copy of W_hh
-  int tile_units;    // units per CTA; of the resident tiers without what they pad
-  int tile_batch;    // rows of the batch per CTA
+  bool large;        // tier step: its large tile, not its small one
+  int ctas;          // CTAs that hold one copy of W_hh together
+  int tile_units;    // units per CTA; in a resident tier without padding
+  int tile_batch;    // sequences per CTA
   int shared_bytes;  // dynamic shared memory per CTA
 };
 
@@ -64,7 +67,7 @@ constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // ---- why a tier cannot run a problem; null: it can
 
-// What no tier can do.
+// Reasons that hold for every tier.
 inline const char* refuse_any(const Problem& problem, const DeviceLimits& device) {
   if (device.capability < 75) return "it needs compute capability 7.5 or newer";
   if (problem.arithmetic == Arithmetic::kBfloat16 && device.capability < 80)
@@ -74,7 +77,7 @@ inline const char* refuse_any(const Problem& problem, const DeviceLimits& device
   return nullptr;
 }
 
-// What a resident tier cannot do whatever its kernel.
+// Reasons that hold for every kernel of a resident tier.
 inline const char* refuse_resident(Tier tier, const Problem& problem, const DeviceLimits& device) {
   if (device.capability < 80) return "asynchronous copies need compute capability 8.0 or newer";
   if (tier == Tier::kCluster && device.largest_cluster < 2) return "clusters need compute capability 9.0 or newer";
@@ -84,7 +87,7 @@ inline const char* refuse_resident(Tier tier, const Problem& problem, const Devi
   return nullptr;
 }
 
-// What the device lacks for a kernel.
+// Reasons of one kernel.
 inline const char* refuse_kernel(Tier tier, const Resources& kernel, const DeviceLimits& device) {
   if (kernel.refusal) return kernel.refusal;
   if (tier == Tier::kCluster && kernel.ctas > device.largest_cluster) return "the device has no clusters of that size";
@@ -93,18 +96,22 @@ inline const char* refuse_kernel(Tier tier, const Resources& kernel, const Devic
 
 // ---- which tier is preferred
 
-// How many waves a resident tier may take and still be preferred: as many batch tiles as the device holds run at once,
-// the others after them. All waves of a step together take waves * (0.5, 1 or 2 us, by tier), tier step 2.5 us plus its
-// products, which read W_hh once for 64 rows: it wins where waves are many. Never against tier cta, whose CTAs are all
-// busy and use the tensor cores no worse. Exact float32 products are plain FFMA there, several times slower than three
-// of TF32, so the others may take 4 times as many waves. All this is an estimate: no GPU has measured it
-// (docs/design/cuda.md, Waves).
+// The most waves with which a resident tier is still preferred to tier step. A wave is the batch tiles that run at
+// once.
+//
+// A time step costs a resident tier waves * 0.5 us (cta), 1 us (cluster) or 2 us (group). It costs tier step 2.5 us and
+// the products, which read W_hh once for 64 rows. So tier step wins where waves are many. It never wins against tier
+// cta: all CTAs of that tier are busy, and they use the tensor cores as well. Exact float32 products of tier step are
+// plain FFMA, several times slower than the three TF32 products of the other tiers. So there the limit is 4 times as
+// high.
+//
+// These times are estimates (docs/design/cuda.md, Waves).
 constexpr int64_t most_waves(Tier tier, Arithmetic arithmetic) {
   const int64_t most = tier == Tier::kCluster ? 8 : tier == Tier::kGroup ? 2 : INT32_MAX;
   return arithmetic == Arithmetic::kExact ? 4 * most : most;
 }
 
-// Estimated with one CTA per SM.
+// Assumes one CTA per SM.
 inline int64_t waves(const Problem& problem, const Resources& kernel, const DeviceLimits& device) {
   const int64_t at_once = device.multiprocessors / kernel.ctas;
   return divide_up(divide_up(problem.shape.batch, kTileBatch) * problem.shape.directions, at_once > 1 ? at_once : 1);
@@ -112,16 +119,16 @@ inline int64_t waves(const Problem& problem, const Resources& kernel, const Devi
 
 // ---- tiles
 
-// Tier step has two tiles. The large one reads W_hh once for 64 rows; the small one has 4 to 8 times the CTAs and
-// splits K over its warps, and is taken until the large one can fill half of the device (estimate, to be measured).
+// Tier step has two tiles. The large one reads W_hh once for 64 rows. The small one makes 4 to 8 times as many CTAs and
+// splits K over its warps. A plan takes the large one where that fills half of the device (an estimate).
 struct StepTileSize {
   int units, batch;
-  int split;  // parts of K, one per warp
-  int slabs;  // of 64 bytes of K in a stage; where K is split, one for each warp
+  int split;  // into so many parts K is cut, one per warp; 1: not at all
+  int slabs;  // pieces of 64 bytes of K in a stage; where K is split, one per warp
 };
 constexpr int kStepWarps = 4, kStepStages = 3, kSlabBytes = 64;
 
-// One plane alone (backward, projection) has fewer rows of weight, so a large tile takes more units.
+// With one plane (backward, projection) a unit has fewer rows of weights, so the large tile has more units.
 constexpr StepTileSize step_tile(int planes, bool large) {
   return large ? StepTileSize{planes == 1 ? 64 : 32, 64, 1, 2} : StepTileSize{16, 16, kStepWarps, kStepWarps};
 }
@@ -151,8 +158,8 @@ inline Plan step_plan(const Problem& problem, const DeviceLimits& device) {
 struct Choice {
   bool found;
   Plan plan;
-  const char* passed[kTiers];  // why a tier was asked and not taken; null: it was not asked, or is the plan's
-  const char* unknown;         // what was forced, where no tier has that name
+  const char* passed[kTiers];  // why a tier was passed over; null: it is the plan's, or it was not considered
+  const char* unknown;         // the name that was forced, if no tier has it; else null
 
   std::string why() const {
     if (unknown) return std::string("RNNFAST_TIER: expected cta, cluster, group or step, got ") + unknown;
@@ -163,9 +170,10 @@ struct Choice {
   }
 };
 
-// The first tier that can run the problem and is not too slow for its batch; or the one that `forced` names (null or
-// empty: none), if it can. `kernels` is asked only for what matters:
-//   Resources resources(Tier) const     of a resident tier's kernel
+// Takes the first tier that can run the problem and has few enough waves. `forced` names the only tier that may be
+// taken, whatever its waves; null or empty: any. `kernels` answers two questions about resident tiers, and only when it
+// must:
+//   Resources resources(Tier) const     the resources of its kernel
 //   const char* unfit(Tier) const       why its CTAs cannot all run at once on this device; null: they can
 template <class Kernels>
 Choice choose(const Problem& problem, const DeviceLimits& device, const char* forced, const Kernels& kernels) {

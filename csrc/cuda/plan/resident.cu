@@ -1,4 +1,4 @@
-// The resident tiers for the host: void pointers become those of the element type. Host code only.
+// Runs the resident tiers for the host, and casts void pointers to pointers to the element type. Host code only.
 #include <bit>
 
 #include "cuda/plan/resident.cuh"

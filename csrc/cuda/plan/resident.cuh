@@ -1,5 +1,5 @@
-// What the resident tiers (cta, cluster, group) say of themselves to plan.h, in one form. Included by resident.cu, and
-// by the test of plan.h, which has no kernels.
+// The resources of the resident tiers' kernels, in the form that plan.h reads. resident.cu includes this, and so does
+// the test of plan.h, which compiles no kernel.
 #pragma once
 
 #include "cuda/plan/plan.h"
@@ -9,7 +9,7 @@
 
 namespace rnnfast::cuda {
 
-// Asks the device nothing. exchange_bytes follow from the shape's steps and batch, all else from its other sizes.
+// Asks the device nothing. Only exchange_bytes depends on the shape's steps and batch.
 template <Arithmetic arithmetic>
 Resources resident_resources(Tier tier, const Shape& shape, bool backward) {
   const auto refused = [](const char* refusal) { return Resources{refusal, 0, 0, 0, 0}; };

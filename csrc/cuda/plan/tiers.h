@@ -1,5 +1,6 @@
-// The tiers as the host sees them. No torch and no device code: element types are void, which only kernels know; the
-// definitions bit-cast them. Each function launches on `stream`; the first error ends it.
+// The functions through which the host runs the tiers. They know neither torch nor device code. Element types are void
+// here; the definitions cast them to the type that the arithmetic says. Each function launches on `stream` and returns
+// the first error.
 #pragma once
 
 #include "cuda/layer.h"
@@ -13,15 +14,15 @@
 
 namespace rnnfast::cuda {
 
-// ---- tiers cta, cluster and group (resident.cu)
+// ---- the resident tiers cta, cluster and group (resident.cu)
 
 template <Arithmetic kArithmetic>
 Resources resident_resources(Tier tier, const Shape& shape, bool backward);
-// Whether the current device can run all CTAs that wait for each other at once.
+// Whether the current device can run all CTAs at once that wait for each other.
 template <Arithmetic kArithmetic>
 cudaError_t resident_fits(Tier tier, const Shape& shape, bool backward, bool* fits);
-// `exchange`: the resources' exchange_bytes for this layer, aligned to 16; null where they are 0. The gradients of the
-// states are written in any case.
+// `exchange` is workspace of Resources::exchange_bytes for this layer, 16-byte aligned; null where that is 0. Backward
+// always writes the gradients of the states.
 template <Arithmetic kArithmetic>
 cudaError_t run_resident_forward(Tier tier, const ForwardLayer<void>& layer, void* exchange, cudaStream_t stream);
 template <Arithmetic kArithmetic>
@@ -29,7 +30,7 @@ cudaError_t run_resident_backward(Tier tier, const BackwardLayer<void>& layer, v
 
 // ---- tier step (tiers/step/instance.cu)
 
-// A weight as the product reads it: rows 16-byte aligned, K padded by zeros to whole 16 bytes.
+// A weight in the form that tier step reads: rows are 16-byte aligned, and zeros pad K to a multiple of 16 bytes.
 template <class Element>
 struct AlignedWeight {
   const Element* data;
@@ -40,19 +41,19 @@ template <class Element>
 struct StepForward : ForwardLayer<Element> {
   AlignedWeight<Element> recurrent[kMaxDirections];   // weight_hh [G*H, P]
   AlignedWeight<Element> projection[kMaxDirections];  // weight_hr [P, H]
-  float* carry;                                       // [D, B, H]: c between steps; LSTM's inference only
+  float* carry;                                       // [D, B, H]: c between steps; the LSTM's inference only
   Element* unprojected;                               // [D, B, H]: o tanh(c); projected only
   bool aligned;              // rows of hx and output are 16-byte aligned, P is a multiple of 16 bytes
-  bool aligned_unprojected;  // the same of unprojected and H
+  bool aligned_unprojected;  // the same holds for unprojected and H
 };
 
 template <class Element>
 struct StepBackward : BackwardLayer<Element> {
   AlignedWeight<Element> recurrent[kMaxDirections];   // weight_hh^T [P, G*H]
   AlignedWeight<Element> projection[kMaxDirections];  // weight_hr^T [H, P]
-  float* carry;                                       // [D, B, H]: between steps LSTM's dc, GRU's dh z
+  float* carry;                                       // [D, B, H] between steps: the LSTM's dc, the GRU's dh z
   bool aligned;            // rows of grad_gates that W_hh multiplies are 16-byte aligned, G*H is a multiple of 16 bytes
-  bool aligned_projected;  // the same of grad_projected and P
+  bool aligned_projected;  // the same holds for grad_projected and P
 };
 
 template <Arithmetic kArithmetic>

@@ -1,29 +1,28 @@
-// From the three forms of a batch (padded, packed, padded with lengths) to the kernels' packed rows, and back.
+// Brings a batch into the layout of the kernels' rows (see cpu/layer.h), and results back. A packed batch has this
+// layout already, and so has a padded batch without lengths. A batch with lengths is copied and sorted.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <cstring>
 #include <numeric>
-#include <optional>
 #include <vector>
 
-#include "common/check.h"
+#include "common/check_layer.h"
 #include "cpu/layer.h"
 
 namespace rnnfast {
 
-class Rows {
+class PackedLayout {
  public:
-  Rows(const LayerSizes& sizes, const std::optional<Tensor>& batch_sizes, const std::optional<Tensor>& lengths)
-      : batch_(sizes.batch), steps_(sizes.steps) {
-    if (batch_sizes)
-      from_batch_sizes(*batch_sizes, sizes);
-    else if (lengths)
-      from_lengths(*lengths, sizes);
+  // Checks the values of batch_sizes or lengths.
+  PackedLayout(const LayerSizes& sizes, const Rows& rows) : batch_(sizes.batch), steps_(sizes.steps) {
+    if (rows.batch_sizes)
+      read_batch_sizes(*rows.batch_sizes, sizes);
+    else if (rows.lengths)
+      sort_by_length(*rows.lengths, sizes);
     else
       count_.assign(steps_, batch_);
     offset_.resize(count_.size());
@@ -35,32 +34,31 @@ class Rows {
     return {steps, steps ? count_[0] : 0, steps ? offset_.back() + count_.back() : 0, count_.data(), offset_.data()};
   }
 
-  // Sequences were sorted, and input, output and states are the kernels' own copies.
+  // Whether the batch has lengths. Then the kernels work on sorted copies of input, output and states.
   bool sorted() const { return !order_.empty(); }
 
-  // [T, B, F] -> [rows, F], the rows of time t in order of falling length.
+  // From [T, B, F] to [rows, F].
   Tensor pack(const Tensor& padded) const {
-    const Schedule rows = schedule();
-    Tensor packed = torch::stable::new_empty(padded, {rows.total, padded.size(2)});
+    Tensor packed = torch::stable::new_empty(padded, {schedule().total, padded.size(2)});
     move_rows(packed, padded, [](char* row, char* padding, size_t size) { std::memcpy(row, padding, size); });
     return packed;
   }
 
-  // The reverse; zero where no row is.
+  // From [rows, F] to [T, B, F], with zeros where t >= length.
   Tensor unpack(const Tensor& packed) const {
     Tensor padded = torch::stable::new_zeros(packed, {steps_, batch_, packed.size(1)});
     move_rows(packed, padded, [](char* row, char* padding, size_t size) { std::memcpy(padding, row, size); });
     return padded;
   }
 
-  // [D, B, F] states in sorted order, without those of empty sequences.
+  // Sorts states [D, B, F] and leaves out those of empty sequences.
   Tensor gather(const Tensor& states) const {
     Tensor sorted = torch::stable::new_empty(states, {states.size(0), schedule().batch, states.size(2)});
     move_states(sorted, states, [](char* to, char* from, size_t size) { std::memcpy(to, from, size); });
     return sorted;
   }
 
-  // The reverse; an empty sequence keeps the row of `initial`, or zero.
+  // Puts sorted states back into the order of the batch. An empty sequence gets its state in `initial`, or zeros.
   Tensor scatter(const Tensor& sorted, const std::optional<Tensor>& initial) const {
     Tensor states = initial ? torch::stable::clone(*initial)
                             : torch::stable::new_zeros(sorted, {sorted.size(0), batch_, sorted.size(2)});
@@ -69,38 +67,17 @@ class Rows {
   }
 
  private:
-  void from_batch_sizes(const Tensor& batch_sizes, const LayerSizes& sizes) {
-    RNNFAST_REQUIRE(batch_sizes.is_cpu() && batch_sizes.scalar_type() == torch::headeronly::ScalarType::Long &&
-                        batch_sizes.dim() == 1,
-                    "batch_sizes: expected a one-dimensional int64 tensor on the CPU");
-    check_memory(batch_sizes, Facts(batch_sizes), {"batch_sizes"});
-    const Tensor contiguous = torch::stable::contiguous(batch_sizes);
-    const int64_t* values = static_cast<const int64_t*>(contiguous.const_data_ptr());
-    count_.assign(values, values + contiguous.numel());
-    int64_t total = 0, limit = batch_;
-    for (const int64_t count : count_) {
-      RNNFAST_REQUIRE(count > 0 && count <= limit, "batch_sizes: expected positive sizes in descending order, at most ",
-                      batch_, ", got ", count);
-      limit = count;
-      total += count;
-    }
-    RNNFAST_REQUIRE((count_.empty() || count_[0] == batch_) && total == sizes.rows,
-                    "batch_sizes: expected the first to be the batch of hx (", batch_,
-                    ") and their sum to be the rows of input (", sizes.rows, "), got ", count_.empty() ? 0 : count_[0],
-                    " and ", total);
+  void read_batch_sizes(const Tensor& batch_sizes, const LayerSizes& sizes) {
+    const HostValues values = check_batch_sizes(batch_sizes, sizes);
+    count_.assign(values.data, values.data + values.count);
   }
 
-  void from_lengths(const Tensor& lengths, const LayerSizes& sizes) {
-    using torch::headeronly::ScalarType;
-    check_shape(lengths, {batch_}, {"lengths"});
+  void sort_by_length(const Tensor& lengths, const LayerSizes& sizes) {
+    check_lengths(lengths, sizes);
     RNNFAST_REQUIRE(lengths.is_cpu(), "lengths: expected a tensor on the device of input");
-    RNNFAST_REQUIRE(lengths.scalar_type() == ScalarType::Long || lengths.scalar_type() == ScalarType::Int,
-                    "lengths: expected int32 or int64, got ", toString(lengths.scalar_type()));
-    const Tensor values = torch::stable::contiguous(torch::stable::to(lengths, ScalarType::Long));
+    const Tensor values = torch::stable::contiguous(torch::stable::to(lengths, torch::headeronly::ScalarType::Long));
     const int64_t* length = static_cast<const int64_t*>(values.const_data_ptr());
-    for (int64_t b = 0; b < batch_; ++b)
-      RNNFAST_REQUIRE(length[b] >= 0 && length[b] <= sizes.steps, "lengths: expected values from 0 to ", sizes.steps,
-                      ", got ", length[b]);
+    check_length_values(length, sizes);
     order_.resize(batch_);
     std::iota(order_.begin(), order_.end(), int64_t(0));
     std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
@@ -134,8 +111,8 @@ class Rows {
   }
 
   int64_t batch_, steps_;
-  std::vector<int64_t> count_, offset_;
-  std::vector<int64_t> order_;  // sequence of each sorted place; empty: the user's own order
+  std::vector<int64_t> count_, offset_;  // [T], of Schedule
+  std::vector<int64_t> order_;  // [B]: the sequence at each place of the sorted batch; empty: nothing is sorted
 };
 
 }  // namespace rnnfast
