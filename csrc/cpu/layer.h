@@ -1,8 +1,7 @@
 // What one operator call hands to the kernels: raw pointers and sizes, no tensors. All instruction sets share it.
 //
 // Rows  A row is one (time, sequence) pair. Rows lie packed in time order, as in PyTorch's PackedSequence. Time t has
-// rows
-//       offset[t] .. offset[t] + count[t], and row j of a time belongs to sequence j. In padded input, count[t] =
+//       rows offset[t] .. offset[t] + count[t], and row j of a time belongs to sequence j. In padded input, count[t] =
 //       batch. Sequences are sorted by falling length, so count[] never grows with t.
 #pragma once
 
@@ -34,7 +33,7 @@ struct Weight {
 
 struct LayerShape {
   Cell cell;
-  bool relu;                                   // RNN: max(a, 0) in place of tanh(a)
+  bool relu;                                   // RNN: max(a, 0) instead of tanh(a)
   int64_t input_size, hidden_size, proj_size;  // proj_size 0: no projection
   int64_t directions;
   int64_t output_size() const { return proj_size ? proj_size : hidden_size; }  // per direction
@@ -115,8 +114,7 @@ struct Kernels {
   void (*backward_bf16)(const BackwardCall<BFloat16, float>&);
 };
 
-// The kernels for this machine, or those that RNNFAST_CPU_ISA names. Throws std::runtime_error if the machine lacks
-// them.
+// The kernels for this machine, or those that RNNFAST_CPU_ISA names: std::runtime_error if the machine lacks them.
 const Kernels& kernels();
 
 // PyTorch's number of threads. 1 in a forked child.

@@ -1,5 +1,4 @@
-// Backward of one layer: back through time, and the gradients of weights and input, in one parallel region. Compiled
-// once per instruction set.
+// Backward of one layer: back through time, and the gradients of weights and input, in one parallel region.
 //
 // Shapes     As in backward_layer.inl.h.
 // Stretches  Time is walked in stretches of steps (stretches.h). The sums of a stretch follow at once, while its gate

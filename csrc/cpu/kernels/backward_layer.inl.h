@@ -1,4 +1,4 @@
-// What backward of one layer works on: the call, the panels and the scratch memory. Compiled once per instruction set.
+// What backward of one layer works on: the call, the panels and the scratch memory.
 // The work itself is in backward_prepare.inl.h, backward_step.inl.h, backward_sums.inl.h and backward.inl.h.
 //
 // Shapes     dgates [kept rows, grad_planes * H]: gradients of the pre-activations (docs/design/maths.md).
@@ -78,8 +78,7 @@ struct BackwardLayer {
   const int64_t hidden, plane, proj_stride, output_size, output_stride;
   const PanelShape<E> hidden_panels, proj_panels, input_panels;
   Stretches stretches;
-  // quiet_grid: as if no other program held the cores. It decides how sums are cut, so that contention changes no
-  // result.
+  // quiet_grid: as if no other program held the cores. Sums are cut by it, so contention changes no result.
   ThreadGrid quiet_grid, grid;
   Barriers barriers{};
   Direction direction[2];

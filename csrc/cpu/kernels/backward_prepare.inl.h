@@ -1,5 +1,5 @@
 // Before the first step of backward: packed weights, the place of each row's previous h, and the gradients of the final
-// state. Compiled once per instruction set.
+// state.
 //
 // Ownership  The threads of a direction share all of it.
 // Sync       None here. All threads of a direction must wait for each other before the first step.

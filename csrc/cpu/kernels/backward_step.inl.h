@@ -1,5 +1,4 @@
-// One time step of backward: from the gate gradients of one step to those of the step before. Compiled once per
-// instruction set.
+// One time step of backward: from the gate gradients of one step to those of the step before.
 //
 // One step   1. dh = dgates W_hh, some columns at a time, and the gradients from outside.
 //            2. Without a projection: the gate gradients of the same columns, from the registers.

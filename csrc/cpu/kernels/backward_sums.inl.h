@@ -1,5 +1,5 @@
 // The gradients of backward that are sums over rows: of the weights, the biases and the input. Each stretch adds its
-// share. Compiled once per instruction set.
+// share.
 //
 // Ownership  The gradients of weights are cut by units, the gradient of the input by rows. The parts are those of a
 //            grid without contention, so that contention changes no result.

@@ -1,5 +1,5 @@
 // The unit epilogue: the end of a time step for some rows of one vector of units. It has the activations, the update of
-// the state and the stores. Compiled once per instruction set.
+// the state and the stores.
 //
 // It also handles some vectors of units of one row. The strides then lead from vector to vector instead of row to row.
 

@@ -1,8 +1,8 @@
-// Waiting for another thread, and noticing that other programs hold the cores. Compiled once per instruction set.
+// Waiting for another thread, and noticing that other programs hold the cores.
 //
-// A thread may wait at every step for one that has lost its core. It then advances one step per time slice, which takes
+// A thread that waits at every step for one without a core advances one step per time slice. A step then takes
 // milliseconds instead of microseconds. After several such waits, close together, a team leaves its unit split at the
-// next step (threads.h, Retreat). Calls of the near future do not begin one.
+// next step (threads.h, Retreat). The next calls do not split units at all, for a while.
 
 class Contention {
  public:
@@ -41,8 +41,8 @@ class Contention {
   }
 
   static constexpr int64_t kShortest = 100'000'000, kLongest = 10'000'000'000;  // ns
-  // kEnough long waits, each within kApart of the one before, are contention. A quiet system takes a core away now and
-  // then; busy programs do it at every time slice, every few milliseconds.
+  // kEnough long waits are contention, if each is within kApart of the one before. A quiet system takes a core away now
+  // and then. Busy programs do it at every time slice, every few milliseconds.
   static constexpr int64_t kApart = 50'000'000, kEnough = 4;
   static inline std::atomic<int64_t> until_{0}, period_{kShortest}, events_{0}, last_{0}, waits_{0};
 };

@@ -1,4 +1,4 @@
-// The direct form of the product: from a row-major weight, without packing. Compiled once per instruction set.
+// The direct form of the product: from a row-major weight, without packing.
 //
 // Calls of few rows use it (a streaming step, a cell). Packing would cost them several times the product itself.
 // The rows of the weight are dotted with the rows of A. A tile holds R x kUnits vectors of partial sums over k. Then
@@ -33,8 +33,7 @@ RNNFAST_INLINE typename Simd<ComputeOf<E>>::V dot_add(typename Simd<ComputeOf<E>
     return sum + a * w;
 }
 
-// R rows of A times kUnits rows of the weight. Vector `u` of row r, sums[r * kLanes + u], still has kLanes partial
-// sums.
+// R rows of A times kUnits rows of the weight. Each vector sums[row * kLanes + unit] still has kLanes partial sums.
 template <class E, int R, int kUnits>
 void dot_tile(typename Simd<ComputeOf<E>>::V* sums, Operand<E> a, int64_t depth, const E* weight, int64_t stride) {
   using S = Simd<ComputeOf<E>>;
@@ -90,8 +89,7 @@ RNNFAST_INLINE typename Simd<T>::V lane_sums(typename Simd<T>::V (&v)[Simd<T>::k
 // and 3 (AVX-512, H 256). With the 16 registers of AVX2, 3 and 4 rows take equal time.
 constexpr int kDotUnits = TileSize::kDotUnits, kDotRows = TileSize::kAccumulators / kDotUnits;
 
-// One vector of units for R rows: out[r * out_stride] holds the dot products of A's row r with `count` rows of the
-// weight.
+// One vector of units for R rows. out[r * out_stride] has the dot products of A's row r with `count` weight rows.
 template <class E, int R>
 void dot_vector(typename Simd<ComputeOf<E>>::V* out, int out_stride, Operand<E> a, int64_t depth, const E* weight,
                 int64_t stride, int count) {

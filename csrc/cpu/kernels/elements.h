@@ -1,4 +1,4 @@
-// The element types of tensors: float, double and, with AVX-512-BF16, bfloat16. Compiled once per instruction set.
+// The element types of tensors: float, double and, with AVX-512-BF16, bfloat16.
 //
 // E is the type in memory and ComputeOf<E> the type of sums and activations: float for bfloat16, otherwise E.
 // bfloat16 is multiplied in pairs of neighbouring k, as dpbf16ps takes them.

@@ -1,13 +1,10 @@
-// Forward of one layer: every time step of both directions, inside one parallel region. Compiled once per instruction
-// set.
+// Forward of one layer: every time step of both directions, inside one parallel region.
 //
 // Shapes     As in forward_layer.inl.h.
 // Ownership  A worker computes W_ih x of its own units and rows, a chunk of steps ahead, which needs no barrier. Then
-// it
-//            runs the steps of that chunk. Under contention one worker of a team goes on alone (threads.h, Retreat).
+//            it runs the steps of that chunk. Under contention one worker of a team goes on alone (threads.h, Retreat).
 // Sync       One barrier of the team per step, two with a whole-row epilogue (forward_step.inl.h).
-// Limits     Weights are packed at every call, and streamed from cache at every step. Calls of few rows read them in
-//            place.
+// Limits     Weights are packed at every call and streamed from cache at every step. Few rows read them in place.
 
 template <class E, Cell kCell>
 class LayerForward {

@@ -1,5 +1,5 @@
-// What forward of one layer works on: the call, its plan, the panels and the scratch memory. Compiled once per
-// instruction set. The work itself is in forward_prepare.inl.h, forward_step.inl.h and forward.inl.h.
+// What forward of one layer works on: the call, its plan, the panels and the scratch memory. The work itself is in
+// forward_prepare.inl.h, forward_step.inl.h and forward.inl.h.
 //
 // Shapes     input [rows, I], output [rows, D * Hout]. h lies in two buffers [B, Hout]: a step reads one and writes the
 //            other. c lies in one [B, H] and is updated in place. bfloat16: rows of h are zero-padded to whole pairs.

@@ -1,11 +1,10 @@
-// The plan of one layer's forward call: its threads, and the form in which each product reads its weights. Compiled
-// once per instruction set.
+// The plan of one layer's forward call: its threads, and the form in which each product reads its weights.
 
 // A chunk of W_ih x should stay in L2 beside the weights (1 MiB on Zen 4), and yet hold several full tiles of rows.
 constexpr int64_t kChunkBytes = 256 * 1024;
 constexpr int64_t kChunkTiles = 4;
 
-// Rows of a call, over all steps, up to which its weights are read in place. Below this count, packing costs more than
+// The largest call, in rows of all steps, whose weights are read in place. Below this count, packing costs more than
 // the slower unpacked product. The break-even rises with the size of the weights (Zen 4, H 64 to 1024, 4 to 32 rows).
 inline int64_t in_place_rows(int64_t weight_bytes) {
   if (weight_bytes > 4 << 20) return TileSize::kInPlaceRows;
@@ -32,8 +31,7 @@ enum class InputProduct {
 
 struct ForwardPlan {
   ThreadGrid grid;
-  // grid.unit_parts as if no other program held the cores. It decides how products are cut, so that contention changes
-  // no result.
+  // grid.unit_parts as if no other program held the cores. Products are cut by it, so contention changes no result.
   int quiet_unit_parts;
   InputProduct input;
   bool even_rows;      // a slice's rows are evenly spaced across time steps, so W_ih x is one product per chunk

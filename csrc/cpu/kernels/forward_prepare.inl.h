@@ -1,4 +1,4 @@
-// Before the first step of forward: packed weights, biases and the initial state. Compiled once per instruction set.
+// Before the first step of forward: packed weights, biases and the initial state.
 //
 // Ownership  The workers of one part of the units, one per slice, share the packing of that part. Each sets up its own
 //            share of the initial state.

@@ -1,4 +1,4 @@
-// One time step of forward: the products, and the epilogues that follow them. Compiled once per instruction set.
+// One time step of forward: the products, and the epilogues that follow them.
 //
 // One step   1. For some blocks of units: W_hh h (or W_ih x + W_hh h), then the unit epilogue (cell_rows.inl.h).
 //            2. Where a layer needs it: the whole-row epilogue (whole_row.inl.h), once all units of a row are there.
@@ -63,8 +63,7 @@ class ForwardStep {
     return {layer_.direction[worker.d].h[step % 2] + worker.slice * stride, layer_.grid.slices * stride};
   }
 
-  // All products of some blocks, then their activations: whole vectors of units row by row, then the last vector's few
-  // units.
+  // All products of some blocks, then their activations: row by row for whole vectors of units, then for the rest.
   void few_rows(const Worker& worker, int64_t step, int64_t t, const C* ahead, int rows) const {
     const PanelShape<E>& panels = layer_.hidden_panels;
     const E* const packed = layer_.direction[worker.d].hidden_panel;

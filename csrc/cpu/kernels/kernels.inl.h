@@ -1,4 +1,4 @@
-// Everything that is compiled once per instruction set.
+// Everything that is compiled once per instruction set: all files of this folder.
 //
 // An isa_*.cpp has the flags of its set. It defines RNNFAST_ISA (the namespace), RNNFAST_NAME, RNNFAST_VECTOR_BYTES and
 // RNNFAST_VECTOR_REGISTERS. Tests of single parts (tests/kernels) define RNNFAST_PARTS_ONLY and include that file.

@@ -1,16 +1,13 @@
-// Sums of outer products over all rows: the weight gradients, grad_W = sum over rows of dgates[row]^T x[row]. Compiled
-// once per instruction set.
+// Sums of outer products over all rows: the weight gradients, grad_W = sum over rows of dgates[row]^T x[row].
 //
 // Shapes     Rows come in shares (of the stretches), and a share in blocks of up to kDepth rows. Both sides of a block
-// are
-//            packed. The left side is dgates, in tiles [tile][row][unit] of up to TileSize::kMaxRows units. It is
+//            are packed. The left side is dgates, in tiles [tile][row][unit] of up to TileSize::kMaxRows units. It is
 //            packed once for all weights that it multiplies. The right side is x (or h, ...), in a panel of up to
-//            TileSize::kMaxVectors vectors of columns, which stays in L2 while all tiles multiply it.
-//            bfloat16: both sides hold pairs of rows.
+//            TileSize::kMaxVectors vectors of columns, which stays in L2 while all tiles multiply it. bfloat16: both
+//            sides hold pairs of rows.
 // Ownership  A thread has a range of units, of every plane.
 // Limits     The sums of a block are formed in registers and then added to the result. So rounding grows with the
-// number
-//            of blocks, not of rows. bfloat16 results stay in float32 until the last block.
+//            number of blocks, not of rows. bfloat16 results stay in float32 until the last block.
 
 // The gradient of one weight. Its rows of gate g are the sums of plane planes[g] times right(row)[0 .. columns).
 template <class E, class Right>

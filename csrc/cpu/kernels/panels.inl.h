@@ -1,5 +1,4 @@
-// Packed weights: panels, one per block of columns, in the order in which a tile reads them. Compiled once per
-// instruction set.
+// Packed weights: panels, one per block of columns, in the order in which a tile reads them.
 //
 // Shapes   A panel holds some SIMD vectors of columns for every k: [k][vector][lane].
 //            plain panels   up to TileSize::kMaxVectors vectors of consecutive columns: RNN, projection, backward

@@ -1,12 +1,11 @@
-// Backward of one time step of few rows: a cell's step, or a layer at T = 1. Compiled once per instruction set.
+// Backward of one time step of few rows: a cell's step, or a layer at T = 1.
 //
 // LayerBackward packs the transposed weights, which would cost several times the step itself. Here the weights are read
 // once, row by row, in place. Their gradients are outer products of few terms and are written once.
 //
 // Shapes     dgates [rows, planes * H], one copy per thread and direction
 // Ownership  Every thread computes all gate gradients for itself, because they are few. Then it has a part of the
-// columns
-//            of the gradients of h and x, and a part of the units of the weight gradients.
+//            columns of the gradients of h and x, and a part of the units of the weight gradients.
 // Sync       None.
 // Limits     Up to kStepBackwardRows rows, no projection, and contiguous rows of the weights.
 
@@ -25,8 +24,7 @@ struct StepProducts {
   int gates, threads;
 
   // grad_W[gate * H + unit] = sum over rows of dgates[row, plane of the gate, unit] * right[row]. Four units share the
-  // loads of `right`. With few rows it is one unit at a time, because memory is then the limit, and writes in order are
-  // fastest.
+  // loads of `right`. With few rows, memory is the limit. Then it is one unit at a time, which writes in order.
   void outer_products(const T* dgates, const int* planes, const T* right, int64_t columns, T* out, Range units) const {
     for (int gate = 0; gate < gates; ++gate) {
       const T* const left = dgates + planes[gate] * hidden;

@@ -1,5 +1,4 @@
-// How backward cuts time into stretches of steps, and where the rows of a stretch are kept. Compiled once per
-// instruction set.
+// How backward cuts time into stretches of steps, and where the rows of a stretch are kept.
 //
 // The walk is backward, and all stretches use the same memory. A stretch stores its latest step right after the next
 // stretch's earliest one, because it needs that one. This takes stretches of at least two steps.

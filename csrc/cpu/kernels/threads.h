@@ -1,5 +1,4 @@
-// The threads of one call: how they share the work, and the barriers between time steps. Compiled once per instruction
-// set.
+// The threads of one call: how they share the work, and the barriers between time steps.
 //
 // Ownership  Each direction has its own threads, if there are enough. The threads of a direction form a grid: slices of
 //            the batch times parts of the units. The threads of one slice are a team.
@@ -44,7 +43,7 @@ inline GridPosition position_of(const ThreadGrid& grid, int thread) {
   return {thread / grid.per_direction(), rank, rank / grid.unit_parts, rank % grid.unit_parts};
 }
 
-// unit_blocks: the blocks that a layer's units are cut into. weight_bytes: of the recurrent weights. flops: of the
+// unit_blocks: the blocks that a layer's units are cut into. weight_bytes: the recurrent weights. flops: the whole
 // call.
 inline ThreadGrid make_grid(int threads, int64_t directions, int64_t batch, int64_t unit_blocks, int64_t weight_bytes,
                             double flops, int64_t steps) {

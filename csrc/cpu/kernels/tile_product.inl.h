@@ -1,5 +1,5 @@
 // The matrix product of the kernels: a tile of sums in registers, which streams a panel of packed weights front to
-// back. Compiled once per instruction set.
+// back.
 //
 // Shapes   out [rows][vectors] = A [rows, depth] * panel [depth][vectors][lanes]; panels.inl.h describes panels.
 //          rows <= TileSize::rows(vectors), vectors <= TileSize::kMaxVectors.
@@ -96,8 +96,7 @@ RNNFAST_INLINE void multiply_add(Sums<ComputeOf<E>, NV, MB, kHalf>& sums, Operan
 // Longest chain of additions into one register. A sum of thousands in a single chain would round worse than torch's.
 constexpr int64_t kChainDepth = 256;
 
-// out[MB][NV] = A[MB rows, depth] * panel. `add`: the product is added to `out`. The sum over k is cut into segments of
-// kChainDepth.
+// out[MB][NV] = A[MB rows, depth] * panel. `add`: it is added to `out`. Sums are cut into segments of kChainDepth.
 template <class E, int NV, int MB, bool kHalf>
 void multiply_tile(typename Simd<ComputeOf<E>>::V* out, Operand<E> a, int64_t depth, const E* panel, bool add) {
   using V = typename Simd<ComputeOf<E>>::V;

@@ -1,5 +1,4 @@
-// The size of the register tiles, and all that follows from the number of vector registers. Compiled once per
-// instruction set.
+// The size of the register tiles, and all that follows from the number of vector registers.
 //
 // A product keeps a tile of sums in registers: some rows by some SIMD vectors of columns. It also needs registers for
 // the vectors of weights and for one broadcast element. Larger tiles spill.

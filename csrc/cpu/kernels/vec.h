@@ -1,4 +1,4 @@
-// A SIMD vector of the CPU kernels, and the activations on it. Compiled once per instruction set.
+// A SIMD vector of the CPU kernels, and the activations on it.
 //
 // GCC and Clang vector extensions let one source serve SSE2, AVX2, AVX-512 and NEON. RNNFAST_VECTOR_BYTES is 16, 32 or
 // 64. Simd<T> is the `Math` of common/cell.h for T = float or double.
@@ -64,8 +64,7 @@ struct Simd {
 #endif
 
   static RNNFAST_INLINE V clamp(V x, T low, T high) {
-    // x86's max and min take one instruction per bound, a comparison takes two. They return their second operand if one
-    // is NaN.
+    // x86's max and min take one instruction per bound, a comparison takes two. For NaN they return the second operand.
     if constexpr (sizeof(T) == 4) {
 #if defined(__AVX512F__)
       return (V)_mm512_min_ps((__m512)set(high), _mm512_max_ps((__m512)set(low), (__m512)x));
@@ -94,16 +93,14 @@ struct Simd {
 
   // 2^t = s p + s, where n is the nearest integer of t, s = 2^n and p = 2^(t - n) - 1.
   static RNNFAST_INLINE void exp2_parts(V t, V& p, V& s) {
-    // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits. The bias turns it into the exponent of
-    // 2^n.
+    // Adding 1.5 * 2^(mantissa bits) leaves the nearest integer in the low bits. The bias makes it the exponent of 2^n.
     constexpr T kRound = sizeof(T) == 4 ? T(0x1.8p23) + 127 : T(0x1.8p52) + 1023;
     constexpr int kMantissa = sizeof(T) == 4 ? 23 : 52;
     const V shifted = t + set(kRound);
     const V f = t - (shifted - set(kRound));
     V q;
     if constexpr (sizeof(T) == 4) {
-      // A minimax polynomial (Lawson) of (2^f - 1) / f on |f| <= 1/2. Its relative error is 2e-8 with these rounded
-      // coefficients.
+      // A minimax polynomial (Lawson) of (2^f - 1) / f on |f| <= 1/2. Relative error 2e-8, with rounded coefficients.
       constexpr T kCoefficients[] = {1.5403512225e-04f, 1.3390735257e-03f, 9.6182376146e-03f,
                                      5.5503573269e-02f, 2.4022649229e-01f, 6.9314718246e-01f};
       q = set(kCoefficients[0]);

@@ -1,20 +1,19 @@
 // Forward of a stack of layers: one layer after the other by all threads, or a wavefront, where a single layer cannot
-// keep the threads busy. Compiled once per instruction set.
+// keep the threads busy.
 //
 // Wavefront  Time is cut into chunks. A task is one chunk of one layer. Layer k computes chunk c while layer k - 1
-// computes
-//            chunk c + 1.
+//            computes chunk c + 1.
 // Ownership  With n threads, a thread owns every n-th layer, so their weights stay in its caches. Layers that are left
 //            over change threads from chunk to chunk.
 //            If other programs take cores away, a thread takes every task that nobody has begun. If they hold the cores
 //            from the start, one thread does all tasks. The result is the same.
 // Sync       A task waits for the same chunk of the layer before and for the previous chunk of its own layer. All
-// threads
-//            visit tasks in one topological order.
+//            threads visit tasks in one topological order.
 // Limits     One direction, because the reverse one ends where the next layer would begin. No ragged batches.
 
-// Rows of a chunk: one tile of an input product (AVX-512). Handing a chunk on costs ~0.2 us. Longer chunks let the last
-// layer begin later (Zen 4, 2 layers of LSTM, H 64, B 1: 12 rows are 1.02-1.05 and 24 rows 1.1 times slower than 6).
+// The rows of a chunk are one tile of an input product (AVX-512). Handing a chunk on costs ~0.2 us. Longer chunks let
+// the last layer begin later: 12 rows are 1.02-1.05 and 24 rows 1.1 times slower than 6 (Zen 4, 2 layers of LSTM, H 64,
+// B 1).
 constexpr int64_t kWaveRows = 6;
 // Chunks per layer, at least. With fewer, filling and draining the wavefront cost what the threads bring.
 constexpr int64_t kWaveChunks = 4;

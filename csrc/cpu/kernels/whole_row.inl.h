@@ -1,4 +1,4 @@
-// The whole-row epilogue: the end of a step for what needs all units of a row. Compiled once per instruction set.
+// The whole-row epilogue: the end of a step for what needs all units of a row.
 //
 // A tile ends with a few units of a row, and the unit epilogue (cell_rows.inl.h) handles those. Where h depends on all
 // units of the row, the unit epilogue stores into input() instead of h, and run() makes h of it. The projection is the
@@ -6,8 +6,7 @@
 //
 // Shapes     input [B, unprojected_stride], h of the next step [B, hidden_stride], output [rows, D * Hout]
 // Ownership  All threads of a team call run() at the same step, for the rows of their slice. They may share this work
-// in
-//            any way: the projection cuts it by columns.
+//            in any way: the projection cuts it by columns.
 // Sync       The caller has a barrier of the team before run(), after which input() is complete, and one after it.
 
 template <class E, Cell kCell>

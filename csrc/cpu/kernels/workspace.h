@@ -1,4 +1,4 @@
-// Scratch memory of one call: one aligned allocation, cut into arrays. Compiled once per instruction set.
+// Scratch memory of one call: one aligned allocation, cut into arrays.
 //
 // Each thread keeps its last allocation of up to kKept bytes for its next call, because every fresh page costs a fault.
 // The panels of an LSTM of H 512 alone are 8 MiB. Larger allocations are freed at once.
