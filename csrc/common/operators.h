@@ -11,6 +11,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <cstddef>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -21,6 +22,7 @@
 namespace rnnfast {
 namespace {
 
+// A list of types.
 template <class... T>
 struct Pack {};
 template <class T, size_t>

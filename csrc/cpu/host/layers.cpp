@@ -178,7 +178,7 @@ LayerOutputs new_outputs(const LayerInputs& in, const LayerSizes& sizes, const P
 LayerOutputs forward_layers(const LayerInputs& in, int64_t num_layers, bool save) {
   const LayerSizes sizes = check_layer(in, num_layers);
   const Kernels& kernel = kernels();
-  const Types types = types_of(in.input, kernel.forward_bf16);
+  const Types types = types_of(in.input, kernel.forward_bf16 != nullptr);
   const bool with_c = has_c(in.cell);
   const PackedLayout layout(sizes, in.rows);
   const Schedule schedule = layout.schedule();
@@ -285,7 +285,7 @@ LayerOutputs forward_stack(const LayerInputs& in, int64_t num_layers) { return f
 LayerGradients backward_layer(const LayerInputs& in, const OutputGradients& grads, const Saved& saved, Needs needs) {
   const LayerSizes sizes = check_layer(in);
   const Kernels& kernel = kernels();
-  const Types types = types_of(in.input, kernel.backward_bf16);
+  const Types types = types_of(in.input, kernel.backward_bf16 != nullptr);
   const ScalarType storage = types.storage;
   const bool with_c = has_c(in.cell);
   check_backward(in, sizes, grads, saved, types.compute);
