@@ -13,7 +13,7 @@ from torch import Tensor, compiler
 
 from . import _ext, autograd, reference, triton
 from .call import Call, batch_of, dtype_of
-from .ops import CELLS
+from .cells import SPECS
 from .precision import follow_switch, graph_namespace
 from .triton import operators
 
@@ -81,12 +81,17 @@ def backends() -> dict[str, str]:
     return {name: backend.unavailable() or "available" for name, backend in BACKENDS.items()}
 
 
+def _no_kernels(call: Call) -> str | None:
+    """Why no kernels take the cell of a call, or None."""
+    return None if SPECS[call.cell].operators else f"it has no kernel for the cell {call.cell}"
+
+
 def _cpu_refuses(call: Call) -> str | None:
     if call.input.device.type != "cpu":
         return f"it runs on CPU tensors, not on {call.input.device.type}"
     if call.input.dtype not in DTYPES:
         return f"it has no kernel for {call.input.dtype}"
-    return None
+    return _no_kernels(call)
 
 
 def _cuda_unavailable() -> str | None:
@@ -111,7 +116,9 @@ def _emulator_refuses(call: Call) -> str | None:
 
 def _no_cuda_plan(call: Call, namespace: str) -> str | None:
     """Why the CUDA kernels cannot run this call, or None; in a compiled graph, of unknown sizes, the operator says."""
-    dtype = dtype_of(call.input)
+    spec, dtype = SPECS[call.cell], dtype_of(call.input)
+    if spec.operators is None:
+        return _no_kernels(call)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernel for {dtype}"
     if compiler.is_compiling():
@@ -119,9 +126,9 @@ def _no_cuda_plan(call: Call, namespace: str) -> str | None:
     if dtype is torch.float32:
         follow_switch(namespace)  # the plan asks it, and so do the kernels
     rows, output_size = call.weights[1].shape
-    hidden_size = rows // CELLS[call.cell].gates
+    hidden_size = rows // len(spec.gates)
     proj_size = output_size if output_size != hidden_size else 0
-    size = call.cell.split("_")[0], dtype, hidden_size, proj_size, batch_of(call), 1 + call.bidirectional
+    size = spec.operators, dtype, hidden_size, proj_size, batch_of(call), 1 + call.bidirectional
     device = call.input.device.index or 0
     for backward in (False, True):
         reason = _ext.cuda_refuses(*size, backward=backward, device=device, namespace=namespace)
@@ -161,10 +168,12 @@ def _triton_refuses(call: Call) -> str | None:
         return f"it runs on CUDA tensors, not on {call.input.device.type}"
     if dtype_of(call.input) not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no kernel for {call.input.dtype}"
-    return None if compiler.is_compiling() else operators.refuses(call)
+    return _no_kernels(call) or (None if compiler.is_compiling() else operators.refuses(call))
 
 
 def _aten_refuses(call: Call) -> str | None:
+    if SPECS[call.cell].torch_operator is None:
+        return f"torch has no operator for the cell {call.cell}"
     return None if call.lengths is None else "torch's own operator knows no `lengths`"
 
 

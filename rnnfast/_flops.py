@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from ._imports import after_import
+from .cells import FAMILIES, step_weights
 from .ops import OPERATORS, Cell
 
 _Shape = Sequence[int]
@@ -38,12 +39,13 @@ def _backward(input: _Shape, weights: Sequence[_Shape | None], batch: int, neede
 
 def _register(counter: ModuleType) -> None:
     for namespace, cells in OPERATORS.items():
-        for cell in ("rnn_tanh", "gru", "lstm"):  # the two RNNs are the same operators
-            _register_cell(counter, getattr(torch.ops, namespace), cell.partition("_")[0], cells[cell])
+        for operators, spec in FAMILIES.items():
+            _register_cell(counter, getattr(torch.ops, namespace), operators, cells[spec.name])
 
 
 def _register_cell(counter: ModuleType, operators, name: str, cell: Cell) -> None:
     states = cell.states
+    weights_of_step = slice(states, states + len(step_weights(cell.spec)))
 
     def layer(input, *rest, out_shape=None, **_):
         return _forward(input, rest[states])
@@ -54,11 +56,11 @@ def _register_cell(counter: ModuleType, operators, name: str, cell: Cell) -> Non
         return _backward(input, rest[states], batch, arguments[-3:])
 
     def step(input, *rest, out_shape=None, **_):
-        return _forward(input, rest[states : states + 4])
+        return _forward(input, rest[weights_of_step])
 
     def step_backward(*arguments, out_shape=None, **_):
         input, *rest = arguments[states:]
-        return _backward(input, rest[states : states + 4], input[0], arguments[-3:])
+        return _backward(input, rest[weights_of_step], input[0], arguments[-3:])
 
     formulas = {"infer": layer, "fwd": layer, "bwd": layer_backward}
     formulas |= {"step_infer": step, "step_fwd": step, "step_bwd": step_backward}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .cells import arrangement_of, step_weights
 from .ops import OPERATORS, Cell, Refused, is_refusal, require_later_layers
 from .precision import follow_switch_in_backward
 
@@ -74,16 +75,13 @@ def _output_changed(ctx, stage, output):
     return changed
 
 
-def _unneeded(count, directions, of_input, of_states):
-    """The places, among `count` weights, of those whose values backward needs not.
+def _unread(weights, of_input, of_states):
+    """The places, among the roles `weights`, of those that backward does not read for the gradients that it computes.
 
-    They are biases, weight_ih if no gradient of the input is wanted, and weight_hh if none of any earlier h is.
+    `of_input`, `of_states`: whether it computes the gradient of the input, and that of any earlier h.
     """
-    each = count // directions
-    needs = [of_input, of_states, *[False] * (each - 2)]
-    if each % 2 == 1:
-        needs[-1] = True  # a projection's weight_hr
-    return [i for i in range(count) if not needs[i % each]]
+    reads = {"input": of_input, "states": of_states, "all": True, None: False}
+    return [i for i, weight in enumerate(weights) if not reads[weight.read_for]]
 
 
 class _Layer(torch.autograd.Function):
@@ -122,8 +120,9 @@ class _Layer(torch.autograd.Function):
         first, count = 3 + op.states, len(needs) - 1 - op.states  # of the weights, among what is saved
 
         def unneeded():
-            directions = 2 if count > 5 or (count == 4 and ctx._raw_saved_tensors[first + 2].data.dim() == 2) else 1
-            return [first + i for i in _unneeded(count, directions, needs[0], True)]
+            given = [saved.data for saved in ctx._raw_saved_tensors[first : first + count]]
+            layout, directions, *_ = arrangement_of(op.spec, given)
+            return [first + i for i in _unread(layout.weights * directions, needs[0], True)]
 
         def output():
             return [first + count]
@@ -184,7 +183,7 @@ class _Step(torch.autograd.Function):
         needed = _needed(needs, op.states)
 
         def unneeded():
-            return [1 + op.states + i for i in _unneeded(4, 1, *needed[:2])]
+            return [1 + op.states + i for i in _unread(step_weights(op.spec), *needed[:2])]
 
         saved = ctx.saved_tensors if compiling else _saved(ctx, [] if differentiable else [unneeded])[0]
         given, results = saved[: len(needs)], saved[len(needs) :]
@@ -320,7 +319,7 @@ def stack(
         return infer(OPERATORS[namespace][cell], input, states, weights, batch_sizes, lengths, num_layers)
     if num_layers == 1:
         return _train(cell, input, states, weights, batch_sizes, lengths, namespace)
-    require_later_layers(states, weights, num_layers)
+    require_later_layers(cell, states, weights, num_layers)
     each = functools.partial(layer, namespace=namespace)
     return reference.stack(each, cell, input, states, weights, num_layers, dropout, batch_sizes, lengths)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ops import CELLS
+from .cells import SPECS, Sizes
 
 AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 stays
 
@@ -51,15 +51,12 @@ def batch_of(call: Call) -> int:
 
 
 def zeros(call: Call) -> tuple[Tensor, ...]:
-    """Initial states of zeros, like torch.nn's in the dtype of the input."""
-    input, directions = call.input, 2 if call.bidirectional else 1
-    batch = batch_of(call)
-    rows, output_size = call.weights[0].size(0), call.weights[1].size(1)
-    hidden_size = rows // CELLS[call.cell].gates
-    shape = (batch,) if call.step else (call.num_layers * directions, batch)
-    hx = torch.zeros(*shape, output_size, dtype=input.dtype, device=input.device)
-    if CELLS[call.cell].states == 1:
-        return (hx,)
-    if output_size == hidden_size:
-        return (hx, hx)  # nothing writes them
-    return (hx, torch.zeros(*shape, hidden_size, dtype=input.dtype, device=input.device))
+    """Initial states of zeros, like torch.nn's in the dtype of the input. States of one size share a tensor."""
+    spec, input, gate_rows = SPECS[call.cell], call.input, call.weights[0].size(0)
+    sizes = Sizes(input.size(-1), gate_rows, gate_rows // len(spec.gates), call.weights[1].size(1))
+    layers = call.num_layers * (2 if call.bidirectional else 1)
+    ahead = (batch_of(call),) if call.step else (layers, batch_of(call))
+    size, *others = [sizes[state.axis] for state in spec.states]
+    hx = torch.zeros(*ahead, size, dtype=input.dtype, device=input.device)
+    more = [hx if n == size else torch.zeros(*ahead, n, dtype=input.dtype, device=input.device) for n in others]
+    return (hx, *more)

@@ -8,10 +8,9 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from .call import AUTOCAST_DTYPES, Call, autocast_dtype, batch_of
-from .ops import CELLS
+from .cells import BIAS, PROJECTION, SPECS, Layout, Sizes, layout_with, stack_shapes
 
 PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter))
-_Shape = tuple[int, ...]
 
 
 def fits(call: Call) -> bool:
@@ -33,11 +32,12 @@ def fits(call: Call) -> bool:
     if input.dtype in AUTOCAST_DTYPES and autocast_dtype(device) is not None:
         dtypes = AUTOCAST_DTYPES
 
-    sizes = _sizes(call)
-    if sizes is None:
+    found = _layout_and_sizes(call)
+    if found is None:
         return False
-    hidden_size, output_size = sizes
-    for weight, shape in zip(weights, _weight_shapes(call, hidden_size, output_size), strict=True):
+    layout, sizes = found
+    shapes = stack_shapes(layout, sizes, 2 if call.bidirectional else 1, call.num_layers)
+    for weight, shape in zip(weights, shapes, strict=True):
         if weight.shape != shape or weight.dtype not in dtypes or weight.device != device:
             return False
 
@@ -47,44 +47,36 @@ def fits(call: Call) -> bool:
     if states is None:
         return True
     batch = states[0].size(1) if packed and compiling else batch_of(call)
-    for state, shape in zip(states, _state_shapes(call, hidden_size, output_size, batch), strict=True):
+    for state, shape in zip(states, _state_shapes(call, sizes, batch), strict=True):
         if state.shape != shape or state.dtype not in dtypes or state.device != device:
             return False
     return states[-1].dtype is states[0].dtype
 
 
-def _sizes(call: Call) -> tuple[int, int] | None:
-    """(hidden_size, output_size) as the number of weights and weight_hh tell them, or None where they tell nonsense."""
+def _layout_and_sizes(call: Call) -> tuple[Layout, Sizes] | None:
+    """What the number of weights and weight_hh tell, or None where they tell nonsense."""
+    spec, weights = SPECS[call.cell], call.weights
     layers = call.num_layers * (2 if call.bidirectional else 1)
-    each, rest = divmod(len(call.weights), layers) if layers > 0 else (0, 1)
-    projected = each % 2 == 1
-    if rest or each - projected != (4 if call.has_biases else 2) or call.weights[1].dim() != 2:
+    for layout in spec.layouts:
+        if (BIAS in layout.options) == bool(call.has_biases) and len(layout.weights) * layers == len(weights):
+            break
+    else:
         return None
-    rows, output_size = call.weights[1].shape
-    hidden_size = rows // CELLS[call.cell].gates
-    if hidden_size == 0 or output_size == 0:
+    if layers <= 0 or weights[1].dim() != 2:
         return None
-    if projected != (output_size < hidden_size) or (projected and call.cell != "lstm"):
+    gates, projected = len(spec.gates), PROJECTION in layout.options
+    rows, output_size = weights[1].shape
+    hidden_size = rows // gates
+    if hidden_size == 0 or output_size == 0 or projected != (output_size < hidden_size):
         return None
-    return hidden_size, output_size
+    sizes = Sizes(call.input.size(-1), gates * hidden_size, hidden_size, output_size if projected else hidden_size)
+    return layout, sizes
 
 
-def _weight_shapes(call: Call, hidden_size: int, output_size: int) -> tuple[_Shape, ...]:
-    """The documented shapes of all weights, in torch's flat order."""
-    directions, rows = 2 if call.bidirectional else 1, CELLS[call.cell].gates * hidden_size
-    recurrent: tuple[_Shape, ...] = ((rows, output_size),)
-    if call.has_biases:
-        recurrent += ((rows,), (rows,))
-    if output_size != hidden_size:
-        recurrent += ((output_size, hidden_size),)
-    first = ((rows, call.input.size(-1)), *recurrent) * directions
-    return first + ((rows, directions * output_size), *recurrent) * (directions * (call.num_layers - 1))
-
-
-def _state_shapes(call: Call, hidden_size: int, output_size: int, batch: int) -> list[_Shape]:
-    """The documented shapes of hx, and for an LSTM of cx."""
+def _state_shapes(call: Call, sizes: Sizes, batch: int) -> list[tuple[int, ...]]:
+    """The documented shapes of the states."""
     ahead = (batch,) if call.step else (call.num_layers * (2 if call.bidirectional else 1), batch)
-    return [(*ahead, size) for size in (output_size, hidden_size)[: CELLS[call.cell].states]]
+    return [(*ahead, sizes[state.axis]) for state in SPECS[call.cell].states]
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -120,9 +112,11 @@ def check_what_torch_trusts(call: Call, names: Sequence[str]) -> None:
     input_size, hidden_size, proj_size = call.sizes or (0, 0, 0)
     if not is_plain(call.input) or call.input.shape[-1:] != (input_size,):
         return
-    shapes = _weight_shapes(call, hidden_size, proj_size or hidden_size)
-    if len(shapes) != len(call.weights):
+    layout = layout_with(SPECS[call.cell], call.has_biases, proj_size not in (0, hidden_size))
+    if layout is None or len(layout.weights) * layers != len(call.weights):
         return
+    sizes = Sizes(input_size, len(SPECS[call.cell].gates) * hidden_size, hidden_size, proj_size or hidden_size)
+    shapes = stack_shapes(layout, sizes, 2 if call.bidirectional else 1, call.num_layers)
     for name, weight, shape in zip(names, call.weights, shapes, strict=False):
         trusted = is_plain(weight) and weight.dtype is call.input.dtype
         if call.step and len(shape) == 2:
@@ -133,11 +127,11 @@ def check_what_torch_trusts(call: Call, names: Sequence[str]) -> None:
 
 def check_states(call: Call, hidden_size: int, output_size: int) -> None:
     """Raises RuntimeError for states of another shape than documented, in the words of torch.nn's modules."""
-    for i, (state, shape) in enumerate(
-        zip(call.states or (), _state_shapes(call, hidden_size, output_size, batch_of(call)), strict=False)
-    ):
+    sizes = Sizes(0, 0, hidden_size, output_size)
+    shapes = _state_shapes(call, sizes, batch_of(call))
+    for i, (state, shape) in enumerate(zip(call.states or (), shapes, strict=False)):
         if state.shape != shape:
-            name = f"hidden[{i}]" if call.cell == "lstm" else "hidden"
+            name = f"hidden[{i}]" if len(shapes) > 1 else "hidden"
             raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
 
 

@@ -12,8 +12,8 @@ from torch import _VF, Tensor
 from . import select
 from ._backends import ATEN, Backend
 from .call import AUTOCAST_DTYPES, Call, autocast_dtype, zeros
+from .cells import SPECS
 from .check import LENGTHS_NEED, check_lengths, check_states, check_what_torch_trusts, descending
-from .ops import CELLS
 
 
 def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -121,7 +121,7 @@ def _autocast_results(call: Call, states: Sequence[Tensor], low: torch.dtype) ->
     """
     promoted = torch.promote_types(low, states[0].dtype)
     projected = states[0].size(-1) != states[-1].size(-1)
-    if call.cell in ("rnn_tanh", "rnn_relu") or (call.cell == "lstm" and not projected and _onednn_lstm(call)):
+    if len(SPECS[call.cell].gates) == 1 or (not projected and _onednn_lstm(call)):
         return (low,) * (1 + len(states))
     return (low, low, promoted) if projected else (promoted,) * (1 + len(states))
 
@@ -141,7 +141,8 @@ _ONEDNN_DTYPES = tuple(_onednn_dtypes())
 
 def _onednn_lstm(call: Call) -> bool:
     """Whether torch's own operator would take oneDNN's LSTM for this call (ATen/native/RNN.cpp, use_mkldnn)."""
-    if call.batch_sizes is not None or call.step or call.input.device.type != "cpu":
+    lstm = SPECS[call.cell].torch_operator == "lstm"
+    if not lstm or call.batch_sizes is not None or call.step or call.input.device.type != "cpu":
         return False
     if not torch.backends.mkldnn.enabled or (call.input.dtype is torch.float16 and torch.is_grad_enabled()):
         return False
@@ -150,10 +151,13 @@ def _onednn_lstm(call: Call) -> bool:
 
 def _aten(call: Call) -> tuple[Tensor, ...]:
     """The stack by torch's own operator, which also raises the errors of a call that does not fit."""
+    torch_operator = SPECS[call.cell].torch_operator
+    if torch_operator is None:
+        raise RuntimeError(f"{call.cell}: expected tensors that fit together as documented")
     _check_direct_call(call)
     states = zeros(call) if call.states is None else call.states
-    hx = states[0] if CELLS[call.cell].states == 1 else states
-    operator = getattr(_VF, call.cell)
+    hx = states[0] if len(SPECS[call.cell].states) == 1 else states
+    operator = getattr(_VF, torch_operator)
     options = call.has_biases, call.num_layers, call.dropout, call.training, call.bidirectional
     if call.batch_sizes is not None:
         return operator(call.input, call.batch_sizes, hx, call.weights, *options)
@@ -176,7 +180,7 @@ def _check_direct_call(call: Call) -> None:
     if weight_hh is None or weight_hh.dim() != 2:
         given = len(call.weights) if weight_hh is None else f"{list(weight_hh.shape)} as weight_hh"
         raise RuntimeError(f"Expected weight_ih, weight_hh and so on of every layer and direction, got {given}")
-    hidden_size, output_size = weight_hh.size(0) // CELLS[call.cell].gates, weight_hh.size(1)
+    hidden_size, output_size = weight_hh.size(0) // len(SPECS[call.cell].gates), weight_hh.size(1)
     check_states(call, hidden_size, output_size)
     sizes = call.input.size(-1), hidden_size, 0 if output_size == hidden_size else output_size
     check_what_torch_trusts(call._replace(sizes=sizes), [f"weights[{i}]" for i in range(len(call.weights))])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .call import Call, batch_of, dtype_of
-from .ops import CELLS
+from .cells import SPECS
 from .precision import float32_products
 
 FILE = Path(__file__).with_name("gpu_table.json")
@@ -53,11 +53,12 @@ _known: dict[tuple, Any] = {}
 def _look_up(
     device: int | None, cell: str, weight_hh: torch.Size, batch: int, numbers: str | None, trains: bool
 ) -> Measured | None:
-    hidden_size = weight_hh[0] // CELLS[cell].gates
+    spec = SPECS[cell]
+    hidden_size = weight_hh[0] // len(spec.gates)
     if numbers is None or weight_hh[-1] != hidden_size:
         return None
     table, origin = _table_of(device or 0)
-    kind = f"{cell.split('_')[0]} {numbers} {'training' if trains else 'inference'}"
+    kind = f"{spec.operators} {numbers} {'training' if trains else 'inference'}"
     by_size = TABLES[table]["speedups"].get(kind)
     if by_size is None:
         return None

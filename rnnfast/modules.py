@@ -19,6 +19,7 @@ from . import autograd, functional, select
 from ._backends import ATEN
 from ._tracing import OfTorchClass, proxy_in, record
 from .call import Call, zeros
+from .cells import SPECS, step_weights
 from .check import LENGTHS_NEED, PLAIN_TYPES, check_lengths, check_what_torch_trusts
 from .ops import CELLS, Refused, is_refusal
 
@@ -59,9 +60,10 @@ class _Drop:
 
 def _states(cell: str, hx: Any) -> Sequence[Tensor] | None:
     """hx as (hx,) or (hx, cx); None where it is not the tensor or the pair of tensors it should be."""
-    if cell != "lstm":
+    count = len(SPECS[cell].states)
+    if count == 1:
         return (hx,) if isinstance(hx, Tensor) else None
-    if isinstance(hx, (tuple, list)) and len(hx) == 2 and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
+    if isinstance(hx, (tuple, list)) and len(hx) == count and all(isinstance(state, Tensor) for state in hx):
         return hx
     return None
 
@@ -161,14 +163,15 @@ class _Recurrent(_Drop):
     def forward(self, input, hx=None, *, lengths=None):
         """Runs the forward pass; see the class. `lengths`: int tensor `(N)`, the rows' lengths in padded input."""
         cell, weights, num_layers = self._cell or _RNNS.get(self.mode), self._flat_weights, self.num_layers
-        each = (5 if self.proj_size else 4) if self.bias else 3 if self.proj_size else 2
+        op = CELLS.get(cell)
         usual = (
             lengths is None
             and select.fast_path_open(input)
             and input.dim() == 3
             and not (num_layers != 1 and self.training and self.dropout)
-            and cell is not None
-            and len(weights) == num_layers * (2 if self.bidirectional else 1) * each
+            and op is not None
+            and len(weights)
+            == num_layers * (2 if self.bidirectional else 1) * op.spec.counts[not not self.bias][not not self.proj_size]
             and all(map(is_, map(self._parameters.get, self._flat_weights_names), weights))
             and PLAIN_TYPES.issuperset(map(type, weights))
             and not self._class_asks
@@ -176,7 +179,7 @@ class _Recurrent(_Drop):
         )
         states = None
         if usual:
-            states = _usual_states(cell, hx) if hx is not None else (None, None) if cell == "lstm" else (None,)
+            states = op.spec.no_states if hx is None else _usual_states(cell, hx)
         if states is None:
             return self._decided(input, hx, lengths)
         batch_first, trains = self.batch_first, torch.is_grad_enabled()
@@ -185,7 +188,6 @@ class _Recurrent(_Drop):
             if trains:
                 output, *hidden = autograd.stack(cell, x, states, weights, num_layers)
             else:  # autograd.infer, in place: its call takes half a microsecond
-                op = CELLS[cell]
                 output, *hidden = op.eager_layer.infer(x, *states, weights, None, None, *op.flags, num_layers)
         except RuntimeError as error:
             if not (isinstance(error, Refused) if trains else is_refusal(error)):
@@ -193,7 +195,7 @@ class _Recurrent(_Drop):
             return self._decided(input, hx, lengths)
         if batch_first:
             output = output.transpose(0, 1)
-        return output, tuple(hidden) if cell == "lstm" else hidden[0]
+        return output, hidden[0] if op.states == 1 else tuple(hidden)
 
     # torch.nn's signature: ONNX's TorchScript exporter passes all that it finds there by position.
     forward.__signature__ = inspect.signature(torch.nn.LSTM.forward)
@@ -225,20 +227,20 @@ class _Recurrent(_Drop):
         if not packed and input.dim() == 2:
             output = output.squeeze(0 if self.batch_first else 1)
             states = [state.squeeze(1) for state in states]
-        hidden = tuple(states) if call.cell == "lstm" else states[0]
+        hidden = states[0] if len(states) == 1 else tuple(states)
         if packed:
             return PackedSequence(output, *input[1:]), self.permute_hidden(hidden, input.unsorted_indices)
         return output, self.permute_hidden(hidden, None) if self._asks() else hidden
 
     def _permuted(self, call: Call, states: Sequence[Tensor], order: Tensor | None) -> Sequence[Tensor]:
-        hidden = self.permute_hidden(tuple(states) if call.cell == "lstm" else states[0], order)
-        return hidden if call.cell == "lstm" else (hidden,)
+        hidden = self.permute_hidden(states[0] if len(states) == 1 else tuple(states), order)
+        return (hidden,) if len(states) == 1 else hidden
 
     def _asked(self, call: Call) -> Call:
         """`call` after the subclass's own checks, in torch.nn's order."""
         states = zeros(call) if call.states is None else call.states
-        if call.batch_sizes is None or call.cell != "lstm":
-            self.check_forward_args(call.input, states if call.cell == "lstm" else states[0], call.batch_sizes)
+        if call.batch_sizes is None or len(states) == 1:  # torch.nn.LSTM has its packed states checked elsewhere
+            self.check_forward_args(call.input, states[0] if len(states) == 1 else states, call.batch_sizes)
         if call.states is not None and call.batch_sizes is None:
             states = self._permuted(call, states, None)
         return call._replace(states=states)
@@ -268,7 +270,7 @@ class GRU(_Recurrent, torch.nn.GRU):
     _torch_class = torch.nn.GRU
 
 
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_CELL_WEIGHTS = [weight.name for weight in step_weights(SPECS["lstm"])]  # those of all three
 
 
 class _Cell(_Drop):
@@ -300,7 +302,10 @@ class _Cell(_Drop):
             input = input[None]
             states = None if states is None else [state[None] for state in states]
         sizes = None  # where the matrices do not agree, which torch's cells check themselves
-        if weights[0].dim() == 2 and weights[1].shape == (weights[0].size(0), weights[0].size(0) // CELLS[cell].gates):
+        if weights[0].dim() == 2 and weights[1].shape == (
+            weights[0].size(0),
+            weights[0].size(0) // len(SPECS[cell].gates),
+        ):
             sizes = weights[0].size(1), weights[1].size(1), 0
         return Call(cell, input, states, weights, len(weights) == 4, step=True, sizes=sizes)
 
@@ -312,7 +317,7 @@ class _Cell(_Drop):
             weights = weights[:2]
         if cell is None or input.dim() != 2 or not PLAIN_TYPES.issuperset(map(type, weights)):
             return None
-        states = _usual_states(cell, hx) if hx is not None else (None, None) if cell == "lstm" else (None,)
+        states = SPECS[cell].no_states if hx is None else _usual_states(cell, hx)
         if states is None:
             return None
         try:

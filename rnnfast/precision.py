@@ -9,6 +9,7 @@ import os
 import torch
 
 from . import _ext, ops
+from .cells import FAMILIES
 
 PRODUCTS = ("tf32", "tf32x3", "ieee")
 _RNN = torch.backends.cudnn.rnn  # each dot of it costs half a microsecond
@@ -68,8 +69,8 @@ def _define_for_graphs(namespace: str) -> torch.library.Library:
 
         return run
 
-    for cell in ("rnn_tanh", "gru", "lstm"):  # the two RNNs are the same operators
-        of_cell = ops.OPERATORS[namespace][cell]
+    for spec in FAMILIES.values():
+        of_cell = ops.OPERATORS[namespace][spec.name]
         for operator in (*of_cell.layer, *of_cell.step):
             name = operator.name().partition("::")[2]
             library.impl(name, following(operator), DEVICES[namespace].type.upper())

@@ -10,63 +10,65 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import directions_of
+from .cells import SPECS, CellSpec, Sizes, arrangement_of
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
+Weights = dict[str, Tensor]  # of one direction, by role
 
 
-def _rnn_tanh(x: Tensor, states: States, weight_hh: Tensor, bias_hh: Tensor | None, weight_hr: None) -> States:
-    return (torch.tanh(x + F.linear(states[0], weight_hh, bias_hh)),)
+def _rnn_tanh(x: Tensor, states: States, weights: Weights) -> States:
+    return (torch.tanh(x + _of_h(states[0], weights)),)
 
 
-def _rnn_relu(x: Tensor, states: States, weight_hh: Tensor, bias_hh: Tensor | None, weight_hr: None) -> States:
-    return (torch.relu(x + F.linear(states[0], weight_hh, bias_hh)),)
+def _rnn_relu(x: Tensor, states: States, weights: Weights) -> States:
+    return (torch.relu(x + _of_h(states[0], weights)),)
 
 
-def _gru(x: Tensor, states: States, weight_hh: Tensor, bias_hh: Tensor | None, weight_hr: None) -> States:
+def _gru(x: Tensor, states: States, weights: Weights) -> States:
     (h,) = states
     x_r, x_z, x_n = x.chunk(3, -1)
-    h_r, h_z, h_n = F.linear(h, weight_hh, bias_hh).chunk(3, -1)
+    h_r, h_z, h_n = _of_h(h, weights).chunk(3, -1)
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
     n = torch.tanh(x_n + r * h_n)
     return (n + z * (h - n),)
 
 
-def _lstm(x: Tensor, states: States, weight_hh: Tensor, bias_hh: Tensor | None, weight_hr: Tensor | None) -> States:
+def _lstm(x: Tensor, states: States, weights: Weights) -> States:
     h, c = states
-    i, f, g, o = (x + F.linear(h, weight_hh, bias_hh)).chunk(4, -1)
+    i, f, g, o = (x + _of_h(h, weights)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if weight_hr is None else F.linear(h, weight_hr), c)
+    return (F.linear(h, weights["weight_hr"]) if "weight_hr" in weights else h, c)
 
 
-_STEPS = {"rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu, "gru": _gru, "lstm": _lstm}
+def _of_h(h: Tensor, weights: Weights) -> Tensor:
+    return F.linear(h, weights["weight_hh"], weights.get("bias_hh"))
 
 
-def _direction(step, input: Tensor, states: States, weights: Sequence[Tensor], mask: Tensor | None, reverse: bool):
+STEPS = {"rnn_tanh": _rnn_tanh, "rnn_relu": _rnn_relu, "gru": _gru, "lstm": _lstm}
+"""Cell -> one step: from W_ih x + b_ih [B, G*H], the states [B, ...] and a direction's weights to the next states."""
+
+
+def _direction(step, input: Tensor, states: States, weights: Weights, mask: Tensor | None, reverse: bool):
     """One direction over padded input [T, B, I]: (output [T, B, Hout], final states [B, ...]).
 
     Where `mask` [T, B, 1] is False a row keeps its states, so a reversed row begins at its own last step.
     """
-    weight_ih, weight_hh, *rest = weights
-    bias_ih, bias_hh = rest[:2] if len(rest) > 1 else (None, None)
-    weight_hr = rest[-1] if len(rest) % 2 else None
-    gates = F.linear(input, weight_ih, bias_ih)
+    gates = F.linear(input, weights["weight_ih"], weights.get("bias_ih"))
     steps = range(input.size(0))
     outputs = []
     for t in reversed(steps) if reverse else steps:
-        new = step(gates[t], states, weight_hh, bias_hh, weight_hr)
+        new = step(gates[t], states, weights)
         states = new if mask is None else tuple(torch.where(mask[t], *pair) for pair in zip(new, states, strict=True))
         outputs.append(states[0])
     output = torch.stack(outputs[::-1] if reverse else outputs)
     return (output if mask is None else torch.where(mask, output, 0)), states
 
 
-def _zeros(cell: str, input: Tensor, weights: Sequence[Tensor]) -> States:
-    directions, output_size = directions_of(weights), weights[1].size(1)
-    hidden_size = weights[0].size(0) // 4 if cell == "lstm" else output_size
-    h = input.new_zeros(directions, input.size(1), output_size)
-    return (h, input.new_zeros(directions, input.size(1), hidden_size)) if cell == "lstm" else (h,)
+def _zeros(spec: CellSpec, input: Tensor, weights: Sequence[Tensor], directions: int) -> States:
+    gate_rows = weights[0].size(0)
+    sizes = Sizes(input.size(-1), gate_rows, gate_rows // len(spec.gates), weights[1].size(1))
+    return tuple(input.new_zeros(directions, input.size(1), sizes[state.axis]) for state in spec.states)
 
 
 def _within(lengths: Tensor, steps: int) -> bool:
@@ -92,9 +94,13 @@ def layer(
     Returns:
         output [T, B, D*Hout] (packed: [sum(batch_sizes), D*Hout]), h_n, and for the LSTM c_n.
     """
-    mask = None
+    mask, spec = None, SPECS[cell]
+    arrangement = arrangement_of(spec, weights)
+    if arrangement is None:
+        raise RuntimeError(f"weights: expected those of 1 or 2 directions of {cell}, got {len(weights)}")
+    names, directions = arrangement.layout.names, arrangement.directions
     if states[0] is None:
-        states = _zeros(cell, input, weights)
+        states = _zeros(spec, input, weights, directions)
     batch = states[0].size(1)
     if batch_sizes is not None:
         rows = batch_sizes.to(input.device)[:, None] > torch.arange(batch, device=input.device)  # [T, B]
@@ -108,12 +114,10 @@ def layer(
         mask = (torch.arange(steps, device=input.device)[:, None] < lengths)[..., None]
         input = torch.where(mask, input, 0)  # what lies in the padding, NaN included, reaches no gradient
 
-    directions = states[0].size(0)
-    per_direction = len(weights) // directions
     outputs, finals = [], []
     for d in range(directions):
-        own = weights[d * per_direction : (d + 1) * per_direction]
-        output, final = _direction(_STEPS[cell], input, tuple(s[d] for s in states), own, mask, reverse=d == 1)
+        own = dict(zip(names, weights[d * len(names) : (d + 1) * len(names)], strict=True))
+        output, final = _direction(STEPS[cell], input, tuple(s[d] for s in states), own, mask, reverse=d == 1)
         outputs.append(output)
         finals.append(final)
     output = torch.cat(outputs, -1) if directions == 2 else outputs[0]

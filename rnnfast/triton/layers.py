@@ -14,7 +14,8 @@ import triton
 from torch import Tensor
 
 from ..call import Call, batch_of, dtype_of
-from ..ops import CELLS, require
+from ..cells import BIAS, SPECS
+from ..ops import require
 from ..precision import float32_products
 from . import autotune, interpreted
 from .gru import gru_backward, gru_forward
@@ -66,12 +67,12 @@ def _choose(layer: Layer, input: Tensor, backward: bool, run: Callable[[Plan], A
 
 def refuses(call: Call) -> str | None:
     """Why one of the two passes of a stack of layers has no plan, or None."""
-    gates, output_size = CELLS[call.cell].gates, call.weights[1].size(1)
-    hidden_size = call.weights[1].size(0) // gates
+    spec, output_size = SPECS[call.cell], call.weights[1].size(1)
+    hidden_size = call.weights[1].size(0) // len(spec.gates)
     dtype = dtype_of(call.input)
     for backward in (False, True):
         chosen = plan(
-            call.cell.split("_")[0], backward, hidden_size, output_size, batch_of(call), 1 + call.bidirectional,
+            spec.operators, backward, hidden_size, output_size, batch_of(call), 1 + call.bidirectional,
             products_of(dtype, call.input.device), device_of(call.input), interpreted=interpreted,
         )  # fmt: skip
         if isinstance(chosen, str):
@@ -134,7 +135,7 @@ def _arguments(
 
 def _weights(layer: Layer, weights: Sequence[Tensor]) -> dict[str, list[Tensor]]:
     """The weights by name, of each direction."""
-    names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * layer.has_biases + ["weight_hr"] * layer.projected
+    names = layer.layout.names
     return {name: list(weights[i :: len(names)]) for i, name in enumerate(names)}
 
 
@@ -150,7 +151,7 @@ def _project_input(layer: Layer, input: Tensor, by_name: dict[str, list[Tensor]]
     rows = input.reshape(layer.rows, layer.input_size)
     gates_x = input.new_empty(layer.directions, layer.rows, by_name["weight_ih"][0].size(0))
     for d, weight_ih in enumerate(by_name["weight_ih"]):
-        if not layer.has_biases:
+        if BIAS not in layer.layout.options:
             torch.mm(rows, weight_ih.t(), out=gates_x[d])
             continue
         bias = by_name["bias_hh"][d]
@@ -179,7 +180,7 @@ def forward(
 
 def _forward(layer, relu, save, input, states, weights, chosen):
     hidden_size, directions, batch = layer.hidden_size, layer.directions, layer.batch
-    state_shapes = [(directions, batch, layer.output_size), (directions, batch, hidden_size)][: len(states)]
+    state_shapes = layer.state_shapes
     states = [
         input.new_zeros(shape) if state is None else aligned(state)
         for state, shape in zip(states, state_shapes, strict=True)
@@ -268,7 +269,7 @@ def backward(
 def _backward(layer, relu, grads, input, states, weights, output, saved, needs, chosen):
     need_input, need_states, need_weights = needs
     hidden_size, directions, batch = layer.hidden_size, layer.directions, layer.batch
-    state_shapes = [(directions, batch, layer.output_size), (directions, batch, hidden_size)][: len(states)]
+    state_shapes = layer.state_shapes
     if batch == 0 or not any(needs):
         return _no_gradients(input, state_shapes, weights, needs)
     states = [
@@ -360,7 +361,7 @@ def _products(layer, input, hx, by_name, output, saved, grad_gates, grad_project
         if layer.cell == "gru":
             of_x, of_h = of_x[:, : 3 * hidden_size], of_x[:, hidden_size:]
         own = [of_x.t() @ rows, of_h.t() @ previous_h(layer, output, hx[d], d)]
-        if layer.has_biases:
+        if BIAS in layer.layout.options:
             own += [of_x.sum(0), of_h.sum(0)]
         if layer.cell == "gru":  # n_x r z, in this order, to r z n
             own[::2] = [tensor.roll(-hidden_size, 0) for tensor in own[::2]]

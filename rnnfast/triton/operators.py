@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..cells import FAMILIES, CellSpec, step_weights
 from ..ops import require_later_layers
 from . import interpreted
 
@@ -14,8 +15,9 @@ def _layers():
     return layers
 
 
-def _layer_operators(cell: str, states: int, flags: int):
+def _layer_operators(spec: CellSpec):
     """(infer, fwd, bwd) of a cell, with the arguments of their schemas."""
+    cell, states, flags = spec.operators, len(spec.states), len(spec.flags)
 
     def split(arguments):
         """(relu, then what `layers` takes: input, states, weights, batch_sizes, lengths), and what follows."""
@@ -27,7 +29,7 @@ def _layer_operators(cell: str, states: int, flags: int):
         (relu, input, given, weights, *rows), more = split(arguments)
         (num_layers,) = more or (1,)
         if num_layers != 1:
-            require_later_layers(given, weights, num_layers)
+            require_later_layers(spec.name, given, weights, num_layers)
 
         def layer(cell, *of_layer):
             return _layers().forward(cell, relu, False, *of_layer)
@@ -46,18 +48,20 @@ def _layer_operators(cell: str, states: int, flags: int):
     return infer, fwd, bwd
 
 
-def _step_operators(cell: str, states: int, flags: int):
+def _step_operators(spec: CellSpec):
     """(infer, fwd, bwd) of one step of a cell: a layer of one time step and no `output` but h_n."""
+    cell, states, flags = spec.operators, len(spec.states), len(spec.flags)
+    end = states + len(step_weights(spec))  # of the weights, after the input
 
     def as_layer(arguments):
         input, *rest = arguments
-        given = [weight is not None for weight in rest[states + 2 : states + 4]]
+        given = [weight is not None for weight in rest[states + 2 : end]]
         if sum(given) == 1:
             raise RuntimeError("biases: expected bias_ih and bias_hh or neither, got 1 of them")
         hx = [state if state is None else state[None] for state in rest[:states]]
-        weights = [weight for weight in rest[states : states + 4] if weight is not None]
-        relu = bool(flags and rest[states + 4])
-        return (relu, input[None], hx, weights, None, None), rest[states + 4 + flags :]
+        weights = [weight for weight in rest[states:end] if weight is not None]
+        relu = bool(flags and rest[end])
+        return (relu, input[None], hx, weights, None, None), rest[end + flags :]
 
     def run(arguments, save):
         _check_step(arguments[0])
@@ -102,9 +106,9 @@ def register() -> torch.library.Library:
     They last as long as the library that is returned.
     """
     library = torch.library.Library("rnnfast_triton", "IMPL")
-    for cell, states, flags in (("rnn", 1, 1), ("gru", 1, 0), ("lstm", 2, 0)):
+    for cell, spec in FAMILIES.items():
         for prefix, operators in ((cell, _layer_operators), (f"{cell}_step", _step_operators)):
-            for name, function in zip(("infer", "fwd", "bwd"), operators(cell, states, flags), strict=True):
+            for name, function in zip(("infer", "fwd", "bwd"), operators(spec), strict=True):
                 for key in ("CUDA", "CPU") if interpreted else ("CUDA",):
                     library.impl(f"{prefix}_{name}", function, key)
     return library

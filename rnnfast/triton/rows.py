@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import directions_of, require
+from ..cells import FAMILIES, PROJECTION, Layout, Sizes, arrangement_of, shapes_of
+from ..ops import refusal, require
 from .common import LENGTHS, PACKED, PADDED
 
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -24,7 +24,7 @@ class Layer(NamedTuple):
     hidden_size: int
     output_size: int  # proj_size if projected
     directions: int
-    has_biases: bool
+    layout: Layout  # which weights a direction has
     ragged: int  # PADDED, LENGTHS or PACKED of common.py
     lengths: Tensor | None  # [B] on the device; None where PADDED
     offsets: Tensor | None  # int64 [T], the first row of each step; None where not PACKED
@@ -32,6 +32,12 @@ class Layer(NamedTuple):
     @property
     def projected(self) -> bool:
         return self.output_size != self.hidden_size
+
+    @property
+    def state_shapes(self) -> list[tuple[int, int, int]]:
+        """[D, B, size] of h and, for an LSTM, of c."""
+        sizes = Sizes(self.input_size, 0, self.hidden_size, self.output_size)
+        return [(self.directions, self.batch, sizes[state.axis]) for state in FAMILIES[self.cell].states]
 
     @property
     def padding(self) -> bool:
@@ -65,19 +71,19 @@ def layer_of(
     if hx is not None:
         require(hx.dim() == 3, f"hx: expected 3 dimensions, got shape {list(hx.shape)}")
 
-    count, most = len(weights), 5 if cell == "lstm" else 4
-    directions = directions_of(weights)
-    each = count // directions
-    fits = count % directions == 0 and 2 <= each <= most and (each != 3 or cell == "lstm")
-    require(fits, f"weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got {count}")
+    spec, gates = FAMILIES[cell], len(FAMILIES[cell].gates)
+    arrangement = arrangement_of(spec, weights)
+    if arrangement is None:
+        expected = "2 or 4 tensors per direction (3 or 5 with an LSTM's projection)"
+        raise refusal(f"weights: expected {expected}, got {len(weights)}")
+    layout, directions = arrangement.layout, arrangement.directions
     for name, weight in zip(("weight_ih", "weight_hh"), weights, strict=False):
         require(weight.dim() == 2, f"{name}: expected 2 dimensions, got shape {list(weight.shape)}")
     gate_rows = weights[0].size(0)
-    require(gate_rows % GATES[cell] == 0, f"weight_ih: expected {GATES[cell]} * hidden_size rows, got {gate_rows}")
-    hidden_size, input_size = gate_rows // GATES[cell], input.size(-1)
-    projected = each % 2 == 1
+    require(gate_rows % gates == 0, f"weight_ih: expected {gates} * hidden_size rows, got {gate_rows}")
+    hidden_size, input_size = gate_rows // gates, input.size(-1)
     output_size = hidden_size
-    if projected:
+    if PROJECTION in layout.options:
         narrow = weights[1].size(1) < hidden_size
         require(narrow, f"weight_hr: expected a proj_size below hidden_size {hidden_size}, got {weights[1].size(1)}")
         output_size = weights[1].size(1) if hx is None else hx.size(2)
@@ -86,13 +92,12 @@ def layer_of(
     require(packed or steps > 0, f"input: expected at least one time step, got shape {list(input.shape)}")
     least = min(input_size, hidden_size, output_size)
     require(least > 0, f"expected input_size, hidden_size and proj_size above zero, got {least}")
-    shapes = [(gate_rows, input_size), (gate_rows, output_size), (gate_rows,), (gate_rows,)][: each - projected]
-    shapes += [(output_size, hidden_size)] if projected else []
-    for i, weight in enumerate(weights):
-        _check_tensor(f"weights[{i}]", weight, shapes[i % each], input)
-    for name, state, size in zip(("hx", "cx"), states, (output_size, hidden_size), strict=False):
+    sizes = Sizes(input_size, gate_rows, hidden_size, output_size)
+    for i, (weight, shape) in enumerate(zip(weights, shapes_of(layout, sizes) * directions, strict=True)):
+        _check_tensor(f"weights[{i}]", weight, shape, input)
+    for of_spec, state in zip(spec.states, states, strict=True):
         if state is not None:
-            _check_tensor(name, state, (directions, batch, size), input)
+            _check_tensor(f"{of_spec.letter}x", state, (directions, batch, sizes[of_spec.axis]), input)
 
     ragged, lengths_of_rows, offsets = PADDED, None, None
     if packed:
@@ -108,7 +113,7 @@ def layer_of(
         ragged, lengths_of_rows = LENGTHS, lengths.contiguous()
     rows = input.size(0) if packed else steps * batch
     return Layer(
-        cell, steps, batch, rows, input_size, hidden_size, output_size, directions, each >= 4,
+        cell, steps, batch, rows, input_size, hidden_size, output_size, directions, layout,
         ragged.value, lengths_of_rows, offsets,
     )  # fmt: skip
 
@@ -140,15 +145,15 @@ def check_results(
 ) -> None:
     """Refuses what a backward operator got from forward that does not fit."""
     output_shape = (*input.shape[:-1], layer.directions * layer.output_size)
-    shapes = [(layer.directions, layer.batch, size) for size in (layer.output_size, layer.hidden_size)]
     _check_tensor("output", output, output_shape, input)
     require(output.is_contiguous(), "output: expected the contiguous tensor of forward")
-    for name, grad, shape in zip(("output", "h_n", "c_n"), grads, (output_shape, *shapes), strict=False):
+    names = ("output", "h_n", "c_n")
+    for name, grad, shape in zip(names, grads, (output_shape, *layer.state_shapes), strict=False):
         if grad is not None:
             _check_tensor(f"grad_{name}", grad, shape, input)
-    for i, (tensor, planes) in enumerate(zip(saved, (4, 1), strict=False)):
-        shape = [layer.directions, layer.rows, planes * layer.hidden_size]
-        dtype = input.dtype if i == 0 else torch.float32
+    for i, (tensor, of_spec) in enumerate(zip(saved, FAMILIES[layer.cell].saved, strict=True)):
+        shape = [layer.directions, layer.rows, of_spec.planes * layer.hidden_size]
+        dtype = torch.float32 if of_spec.wide else input.dtype
         good = tensor.dtype == dtype and list(tensor.shape) == shape and tensor.is_contiguous()
         kind = f"{tensor.dtype} {list(tensor.shape)}"
         require(good and tensor.device == input.device, f"saved_{i}: expected {dtype} {shape} of forward, got {kind}")
