@@ -1,7 +1,8 @@
 """FLOPs of the operators, for torch.utils.flop_counter.FlopCounterMode: two per multiplication of a matrix product.
 
-Each weight matrix multiplies every row once in forward, so a layer has 2 * T*B * G*H * (I + Hout), as torch counts the
-products of its own cells. Backward has a product for the gradient of each weight, and one for that of its other factor.
+In forward, each weight matrix multiplies every row once. A layer has 2 * T*B * G*H * (I + Hout) FLOPs, as torch counts
+them for its own cells. Backward has one product for the gradient of each weight, and one for the gradient of the other
+factor.
 """
 
 import math
@@ -26,10 +27,10 @@ def _forward(input: _Shape, weights: Sequence[_Shape | None]) -> int:
 
 
 def _backward(input: _Shape, weights: Sequence[_Shape | None], batch: int, needed: Sequence[bool]) -> int:
-    """`batch`: the rows of one step, whose earlier h is hx."""
+    """`batch`: the rows of the first step, which start from hx."""
     need_input, need_states, need_weights = needed
-    rows, gate_rows = math.prod(input[:-1]), weights[0][0]
     matrices = [shape for shape in weights if shape is not None and len(shape) == 2]
+    rows, gate_rows = math.prod(input[:-1]), matrices[0][0]
     of_gates = [shape for shape in matrices if shape[0] == gate_rows]  # weight_ih, weight_hh of each direction
     flops = _forward(input, weights) if need_weights else 0
     flops += 2 * rows * (_matrices(matrices) - _matrices(of_gates))  # through weight_hr

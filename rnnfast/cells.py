@@ -56,19 +56,27 @@ class Layout(NamedTuple):
     options: tuple[str, ...]
     weights: tuple[Weight, ...]
     names: tuple[str, ...]
+    axes: tuple[tuple[int, ...], ...]
 
 
 class Arrangement(NamedTuple):
-    """How a flat list holds the weights of one layer: `layout` repeated for each of 1 or 2 directions.
-
-    Lists of equal length are told apart by one of their tensors: the one at `place` has so many dimensions (`rank`).
-    The last of the arrangements of one length has no such place.
-    """
+    """How a flat list holds the weights of one layer: `layout` repeated for each of 1 or 2 directions."""
 
     layout: Layout
     directions: int
     place: int | None = None
+    """The tensor that tells this arrangement from the later ones of the same length; None: there are no later ones."""
     rank: int = 0
+    """The number of dimensions that the tensor at `place` has in this arrangement alone."""
+
+
+class Counts(NamedTuple):
+    """How many weights a direction has, by the options that torch.nn knows; 0 where no layer has them."""
+
+    bare: int
+    biased: int
+    projected: int
+    both: int
 
 
 class CellSpec(NamedTuple):
@@ -82,7 +90,7 @@ class CellSpec(NamedTuple):
     states: tuple[State, ...]
     saved: tuple[Saved, ...]  # without any, backward reads the output instead
     layouts: tuple[Layout, ...]
-    counts: tuple[tuple[int, int], tuple[int, int]]  # weights per direction: counts[bias][projection]; 0: no layout
+    counts: Counts
     arrangements: dict[int, tuple[Arrangement, ...]]  # by the length of the flat list of one layer
     no_states: tuple[None, ...]  # stands for states of zeros
 
@@ -124,7 +132,7 @@ def spec_of(
     chosen = [c for n in range(len(options) + 1) for c in itertools.combinations(options, n)]
     layouts = tuple(_layout(weights, some) for some in chosen)
     lengths = {layout.options: len(layout.weights) for layout in layouts}
-    without, with_biases = ((lengths.get(b, 0), lengths.get((*b, PROJECTION), 0)) for b in ((), (BIAS,)))
+    counts = Counts(*(lengths.get(some, 0) for some in ((), (BIAS,), (PROJECTION,), (BIAS, PROJECTION))))
     axes = {"h": OUTPUT, "c": HIDDEN}
     return CellSpec(
         name,
@@ -135,7 +143,7 @@ def spec_of(
         tuple(State(letter, axes[letter]) for letter in states),
         tuple(saved),
         layouts,
-        (without, with_biases),
+        counts,
         _arrangements(layouts),
         (None,) * len(states),
     )
@@ -143,26 +151,31 @@ def spec_of(
 
 def _layout(weights: Sequence[Weight], options: tuple[str, ...]) -> Layout:
     own = tuple(weight for weight in weights if weight.option is None or weight.option in options)
-    return Layout(options, own, tuple(weight.name for weight in own))
+    return Layout(options, own, tuple(weight.name for weight in own), tuple(weight.axes for weight in own))
 
 
 def _arrangements(layouts: Sequence[Layout]) -> dict[int, tuple[Arrangement, ...]]:
+    """All arrangements by length. Raises ValueError if one cannot be told from another."""
     by_length: dict[int, list[tuple[Layout, int, list[int]]]] = {}
     for directions in (2, 1):
         for layout in layouts:
-            ranks = [len(weight.axes) for weight in layout.weights] * directions
+            ranks = [len(axes) for axes in layout.axes] * directions
             by_length.setdefault(len(ranks), []).append((layout, directions, ranks))
-    found = {}
-    for length, candidates in by_length.items():
-        arrangements = []
-        for i, (layout, directions, ranks) in enumerate(candidates):
-            later = [other for _, _, other in candidates[i + 1 :]]
-            place = None
-            if later:  # the first tensor that none of the later candidates has there
-                place = next(p for p in range(length) if all(other[p] != ranks[p] for other in later))
-            arrangements.append(Arrangement(layout, directions, place, 0 if place is None else ranks[place]))
-        found[length] = tuple(arrangements)
-    return found
+    return {
+        length: tuple(
+            _told_apart(*one, later=[ranks for _, _, ranks in candidates[i + 1 :]]) for i, one in enumerate(candidates)
+        )
+        for length, candidates in by_length.items()
+    }
+
+
+def _told_apart(layout: Layout, directions: int, ranks: list[int], later: list[list[int]]) -> Arrangement:
+    if not later:
+        return Arrangement(layout, directions)
+    for place, rank in enumerate(ranks):
+        if all(other[place] != rank for other in later):
+            return Arrangement(layout, directions, place, rank)
+    raise ValueError(f"weights with options {layout.options} cannot be told from others of the same number")
 
 
 SPECS = {
@@ -173,7 +186,7 @@ SPECS = {
 }
 """Cell -> its table."""
 
-FAMILIES = {spec.operators: spec for spec in reversed(SPECS.values()) if spec.operators}
+FAMILIES: dict[str, CellSpec] = {spec.operators: spec for spec in reversed(SPECS.values()) if spec.operators}
 """The operators' names -> a table. The two RNNs have the same operators, and differ in a flag."""
 
 
@@ -193,13 +206,7 @@ def layout_with(spec: CellSpec, bias: bool, projection: bool) -> Layout | None:
 
 def shapes_of(layout: Layout, sizes: Sizes) -> list[tuple[int, ...]]:
     """The shapes of the weights of one direction."""
-    return [tuple([sizes[axis] for axis in weight.axes]) for weight in layout.weights]
-
-
-def stack_shapes(layout: Layout, sizes: Sizes, directions: int, num_layers: int) -> list[tuple[int, ...]]:
-    """The shapes of the weights of a stack, in torch.nn's flat order; `sizes` are those of its first layer."""
-    later = sizes._replace(input=directions * sizes.output)
-    return shapes_of(layout, sizes) * directions + shapes_of(layout, later) * (directions * (num_layers - 1))
+    return [tuple([sizes[axis] for axis in axes]) for axes in layout.axes]
 
 
 def step_weights(spec: CellSpec) -> tuple[Weight, ...]:

@@ -1,55 +1,62 @@
 """The operators torch.ops.rnnfast.*: schemas, fake kernels and documentation. Backends register only implementations.
 
-Every namespace holds the same operators: "rnnfast" those of the compiled libraries, the one for the CPU and the one for
-CUDA; "rnnfast_triton" those of the Triton kernels, which may be asked for on the same tensors.
+Every namespace holds the same operators. "rnnfast" has those of the compiled libraries, for the CPU and for CUDA.
+"rnnfast_triton" has those of the Triton kernels, which may be asked for on the same tensors.
 
-One operator is one layer with all its directions, input projection included; `infer` is a stack of `num_layers` of
-them, 1 if it isn't given, with the weights and states of all layers in torch.nn's order. In every schema:
+One operator is one layer with all its directions, input projection included. `infer` is a stack of `num_layers`
+layers (default 1), with the weights and states of all layers in torch.nn's order. In every schema:
 
     input         [T, B, I] of any strides, or packed [sum(batch_sizes), I]
     hx, cx        [D, B, Hout], [D, B, H] of any strides, or None for zeros (not with batch_sizes); D = 1 or 2
                   directions, Hout = proj_size if projected, else H
-    weights       per direction weight_ih [G*H, I], weight_hh [G*H, Hout], then, where the layer has them, bias_ih and
+    weights       per direction weight_ih [G*H, I], weight_hh [G*H, Hout], then, if the layer has them, bias_ih and
                   bias_hh [G*H], then weight_hr [Hout, H]; G = 1 (RNN), 3 (GRU: r z n), 4 (LSTM: i f g o)
     batch_sizes   PackedSequence's: int64 [T] on the CPU, descending. None: padded input
     lengths       padded input only: int32 or int64 [B], unsorted, zeros allowed. Steps t >= length give zero output,
                   h_n and c_n are the states after a row's last step, direction 1 starts at step length - 1
     output        [T, B, D*Hout] or [sum(batch_sizes), D*Hout], contiguous; h_n [D, B, Hout], c_n [D, B, H]
-    saved         what `bwd` needs of `fwd`, private to the implementation of the device (docs/design/maths.md); the RNN
-                  has none
+    saved         tensors from `fwd` to `bwd`, private to the implementation of the device (docs/design/maths.md); the
+                  RNN has none
 
-`{cell}_step_*` is the one step of a cell module: input [B, I], hx and cx [B, H] or None, the weights one by one, and no
-output but h_n [B, H] and c_n [B, H]; its `bwd` wants what is saved, or h_n where nothing is.
+`{cell}_step_*` is one step of a cell module: input [B, I], hx and cx [B, H] or None, the weights one by one. It has
+no output but h_n [B, H] and c_n [B, H]. Its `bwd` takes the saved tensors, or h_n if there are none.
 
-All floating tensors share one dtype (float32, float64, bfloat16, float16) and one device, and `saved` has it too, but
-the LSTM's c, which is float32 for the 16-bit types. `infer` saves nothing and may round otherwise than `fwd`. In `bwd`
-a gradient of None counts as zero; what the flags need_grad_* do not ask for comes back empty. No output aliases an
-input. Wrong shapes, dtypes, devices or lengths are refused: a RuntimeError that `is_refusal` recognises, raised before
-anything is computed.
+All floating tensors share one device and one dtype (float32, float64, bfloat16, float16). `saved` has that dtype too,
+except for the LSTM's c, which is float32 for the 16-bit types. `infer` saves nothing and may round otherwise than
+`fwd`. In `bwd` a gradient of None counts as zero. A gradient that the flags need_grad_* do not ask for comes back
+empty. No output aliases an input. Wrong shapes, dtypes, devices or lengths are refused before anything is computed,
+with a RuntimeError that `is_refusal` recognises.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from .cells import FAMILIES, SPECS, CellSpec, Sizes, arrangement_of, shapes_of, step_weights
+from ._torch_internals import without_python_frame
+from .cells import FAMILIES, SPECS, CellSpec, Sizes, arrangement_of, step_weights
+from .rows import Rows
 
 
 class Refused(RuntimeError):
-    """An operator does not take these arguments, and has computed nothing. Only this sends a call to another path."""
+    """An operator does not take these arguments and has computed nothing. Only this error sends a call elsewhere."""
 
 
-_REFUSAL = "rnnfast refuses: "  # RNNFAST_REQUIRE of csrc/common/check.h begins so: C++ can raise no class of Python's
+_REFUSAL = "rnnfast refuses: "  # as RNNFAST_REQUIRE in csrc/common/check.h begins: C++ cannot raise Refused
 _NO_KERNEL = "Could not run 'rnnfast"  # the dispatcher's words for tensors on devices or in layouts without a kernel
 
 
 def is_refusal(error: RuntimeError) -> bool:
     """Whether an operator, or the dispatcher on its way to one, has refused its arguments."""
     return isinstance(error, Refused) or _REFUSAL in (message := str(error)) or message.startswith(_NO_KERNEL)
+
+
+def reraise(error: RuntimeError) -> NoReturn:
+    """Raises an operator's error again, a refusal as Refused. For an except clause around a call of an operator."""
+    if is_refusal(error):
+        raise Refused(str(error)) from error
+    raise error
 
 
 def refusal(message: str) -> Refused:
@@ -63,38 +70,6 @@ def require(condition: bool, message: str) -> None:
         raise refusal(message)
 
 
-@functools.cache
-def _later_shapes(
-    cell: str, count: int, directions: int, weight_ih: torch.Size, weight_hh: torch.Size, layers: int
-) -> list[tuple[int, ...]]:
-    """The shapes of the weights of `layers` layers after a first one, whose first two weights have the given shapes."""
-    spec, gate_rows, output_size = SPECS[cell], weight_ih[0], weight_hh[1]
-    layout = next(one.layout for one in spec.arrangements[count] if one.directions == directions)
-    sizes = Sizes(directions * output_size, gate_rows, gate_rows // len(spec.gates), output_size)
-    return shapes_of(layout, sizes) * (directions * layers)
-
-
-def require_later_layers(
-    cell: str, states: Sequence[Tensor | None], weights: Sequence[Tensor], num_layers: int
-) -> None:
-    """Refuses a stack whose later layers have other shapes than its first asks for; an operator checks the first.
-
-    For those who run a stack layer by layer: nothing may be computed before a refusal.
-    """
-    count, rest = divmod(len(weights), num_layers) if num_layers > 0 else (0, 0)
-    arrangement = arrangement_of(SPECS[cell], weights[:count]) if count and not rest else None
-    if arrangement is None or weights[0].dim() != 2 or weights[1].dim() != 2:
-        raise refusal(f"weights: expected as many for each of {num_layers} layers, got {len(weights)}")
-    directions = arrangement.directions
-    shapes = _later_shapes(cell, count, directions, weights[0].shape, weights[1].shape, num_layers - 1)
-    given = [weight.shape for weight in weights[count:]]
-    if given != shapes:
-        require(False, f"weights of layers 1 to {num_layers - 1}: expected shapes {shapes}, got {given}")
-    for name, state in zip(("hx", "cx"), states, strict=False):
-        if state is not None and (state.dim() != 3 or state.size(0) != num_layers * directions):
-            require(False, f"{name}: expected [{num_layers * directions}, batch, size], got {list(state.shape)}")
-
-
 def _define(library: torch.library.Library, spec: CellSpec) -> None:
     """Defines the operators of a cell with their fake kernels (shapes, dtypes and devices, no values)."""
     letters = [state.letter for state in spec.states]
@@ -104,7 +79,8 @@ def _define(library: torch.library.Library, spec: CellSpec) -> None:
 
     flags = "".join(f", bool {name}" for name, _ in spec.flags)
     inputs = f"Tensor input, {tensors('Tensor? {}x')}"
-    layer = f"{inputs}, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths{flags}"
+    rows = ", ".join(f"Tensor? {name}" for name in Rows._fields)
+    layer = f"{inputs}, Tensor[] weights, {rows}{flags}"
     own = [f"Tensor{'?' if weight.option else ''} {weight.name}" for weight in step_weights(spec)]
     step = f"{inputs}, {', '.join(own)}{flags}"
     saved = "".join(f", Tensor saved_{i}" for i in range(len(spec.saved)))
@@ -131,18 +107,24 @@ class _Fakes:
 
     def __init__(self, spec: CellSpec):
         self.spec, self.states = spec, len(spec.states)
-        self.before_num_layers = self.states + 3 + len(spec.flags)  # of a layer's arguments after the input
+        # Ends of parts of a layer's arguments after the input: states, weights, rows, flags.
+        self.rows_end = self.states + 1 + len(Rows._fields)
+        self.flags_end = self.rows_end + len(spec.flags)
         self.weights_of_step = slice(self.states, self.states + len(step_weights(spec)))
 
     def infer(self, input, *rest):
-        (num_layers,) = rest[self.before_num_layers :] or (1,)
+        (num_layers,) = rest[self.flags_end :] or (1,)
         require(num_layers > 0, f"num_layers: expected at least 1, got {num_layers}")
-        states, weights, batch_sizes, lengths = rest[: self.states], *rest[self.states : self.states + 3]
-        _check_devices(input, *states, *weights, lengths, batch_sizes=batch_sizes)
+        states, weights, rows = self._split(rest)
+        _check_devices(input, *states, *weights, *rows[1:], batch_sizes=rows.batch_sizes)
         shapes = self._state_shapes(input, states, weights[: len(weights) // num_layers])
         directions, _, output_size = shapes[0]
         output = input.new_empty(*input.shape[:-1], directions * output_size)
         return (output, *(input.new_empty(num_layers * directions, *shape) for _, *shape in shapes))
+
+    def _split(self, rest):
+        """(states, weights, rows) of a layer's arguments after the input."""
+        return rest[: self.states], rest[self.states], Rows(*rest[self.states + 1 : self.rows_end])
 
     def fwd(self, input, *rest):
         shapes = self._state_shapes(input, rest[: self.states], rest[self.states])
@@ -150,9 +132,10 @@ class _Fakes:
 
     def bwd(self, *args):
         input, *rest = args[1 + self.states :]
-        states, weights, batch_sizes, lengths = rest[: self.states], *rest[self.states : self.states + 3]
-        known = [value for value in rest[self.states + 3 :] if isinstance(value, Tensor)]
-        _check_devices(input, *args[: 1 + self.states], *states, *weights, lengths, *known, batch_sizes=batch_sizes)
+        states, weights, rows = self._split(rest)
+        known = [value for value in rest[self.rows_end :] if isinstance(value, Tensor)]
+        given = *args[: 1 + self.states], *states, *weights, *rows[1:], *known
+        _check_devices(input, *given, batch_sizes=rows.batch_sizes)
         return self._gradients(input, self._state_shapes(input, states, weights), weights, args[-3:])
 
     def step_infer(self, input, *rest):
@@ -207,7 +190,7 @@ class _Fakes:
 
 
 def _check_devices(input, *tensors, batch_sizes=None):
-    # Where some tensors are meta tensors and others are not, the dispatcher comes to the fakes with real ones too.
+    # With meta tensors among others, the dispatcher gives the fakes real tensors too.
     devices = {tensor.device for tensor in (input, *tensors) if tensor is not None}
     require(len(devices) == 1, f"expected all tensors on one device, got {devices}")
     if batch_sizes is not None:
@@ -216,11 +199,11 @@ def _check_devices(input, *tensors, batch_sizes=None):
 
 
 class Operators(NamedTuple):
-    """The three of a layer or of a step."""
+    """The three operators of a layer, or of a step."""
 
-    infer: Callable
-    fwd: Callable
-    bwd: Callable
+    infer: Any  # an OpOverload, or what it calls
+    fwd: Any
+    bwd: Any
 
 
 class Cell(NamedTuple):
@@ -229,9 +212,12 @@ class Cell(NamedTuple):
     spec: CellSpec
     states: int  # 1 (hx) or 2 (hx, cx)
     flags: tuple[bool, ...]  # the operators' own trailing arguments
+    counts: tuple[int, ...]  # CellSpec.counts as a tuple, which unpacks faster
+    no_states: tuple[None, ...]  # stands for states of zeros
+    step_count: int  # weights of a step's operators, biases included
     layer: Operators
     step: Operators
-    eager_layer: Operators  # the same without OpOverload's Python frame, 0.2 us of each call, which Dynamo wants to see
+    eager_layer: Operators  # the same for eager calls (without_python_frame)
     eager_step: Operators
 
 
@@ -248,8 +234,8 @@ def define(namespace: str) -> dict[str, Cell]:
     def operators(prefix: str) -> tuple[Operators, Operators]:
         """(the overloads, the same for eager calls)."""
         packets = (getattr(getattr(torch.ops, namespace), f"{prefix}_{name}") for name in Operators._fields)
-        overloads = Operators(*(packet.default for packet in packets))
-        return overloads, Operators(*(overload._op for overload in overloads))
+        overloads = [packet.default for packet in packets]
+        return Operators(*overloads), Operators(*map(without_python_frame, overloads))
 
     cells = {}
     for name, spec in SPECS.items():
@@ -257,8 +243,18 @@ def define(namespace: str) -> dict[str, Cell]:
             continue
         layer, eager_layer = operators(spec.operators)
         step, eager_step = operators(f"{spec.operators}_step")
-        flags = tuple(value for _, value in spec.flags)
-        cells[name] = Cell(spec, len(spec.states), flags, layer, step, eager_layer, eager_step)
+        cells[name] = Cell(
+            spec,
+            len(spec.states),
+            tuple(value for _, value in spec.flags),
+            tuple(spec.counts),
+            spec.no_states,
+            len(step_weights(spec)),
+            layer,
+            step,
+            eager_layer,
+            eager_step,
+        )
     return cells
 
 

@@ -1,16 +1,17 @@
-"""The three cells as plain differentiable torch loops: any device, any dtype, every order of derivative, no kernels.
+"""The three cells as differentiable loops of torch's operators: any device, any dtype, every order of derivative.
 
-It is a backend of its own (slow, always there), the only one that takes `lengths` where no kernel of ours runs, and the
-re-expression that double backward differentiates. Notation and gate order are torch.nn's.
+This is a backend of its own, slow and always there. It is the only one that takes `lengths` where no kernel of ours
+runs. Double backward differentiates it. Notation and gate order are torch.nn's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .cells import SPECS, CellSpec, Sizes, arrangement_of
+from .rows import PADDED, Rows
 
 States = tuple[Tensor, ...]  # (h,) or (h, c)
 Weights = dict[str, Tensor]  # of one direction, by role
@@ -78,35 +79,35 @@ def _within(lengths: Tensor, steps: int) -> bool:
 def layer(
     cell: str,
     input: Tensor,
-    states: Sequence[Tensor],
+    states: Sequence[Tensor | None],
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
+    rows: Rows = PADDED,
 ) -> tuple[Tensor, ...]:
     """One layer with all its directions, the arguments and results of the operators of `ops.py`.
 
     Args:
         cell: "rnn_tanh", "rnn_relu", "gru" or "lstm".
-        input: [T, B, I], or [sum(batch_sizes), I] with `batch_sizes`.
-        states: hx [D, B, Hout], and for the LSTM cx [D, B, H]; None for zeros, unless with `batch_sizes`.
+        input: [T, B, I], or [sum(batch_sizes), I] where packed.
+        states: hx [D, B, Hout], and for the LSTM cx [D, B, H]; None for zeros, unless packed.
         weights: per direction weight_ih, weight_hh, then bias_ih and bias_hh if any, then weight_hr if projected.
+        rows: batch_sizes of packed input, or lengths of padded input.
 
     Returns:
         output [T, B, D*Hout] (packed: [sum(batch_sizes), D*Hout]), h_n, and for the LSTM c_n.
     """
+    batch_sizes, lengths = rows
     mask, spec = None, SPECS[cell]
     arrangement = arrangement_of(spec, weights)
     if arrangement is None:
         raise RuntimeError(f"weights: expected those of 1 or 2 directions of {cell}, got {len(weights)}")
     names, directions = arrangement.layout.names, arrangement.directions
-    if states[0] is None:
-        states = _zeros(spec, input, weights, directions)
-    batch = states[0].size(1)
+    given = tuple(state for state in states if state is not None) or _zeros(spec, input, weights, directions)
+    batch = given[0].size(1)
     if batch_sizes is not None:
-        rows = batch_sizes.to(input.device)[:, None] > torch.arange(batch, device=input.device)  # [T, B]
-        places = rows.nonzero(as_tuple=True)
-        input = input.new_zeros(*rows.shape, input.size(-1)).index_put(places, input)
-        mask = rows[..., None]
+        there = batch_sizes.to(input.device)[:, None] > torch.arange(batch, device=input.device)  # [T, B]
+        places = there.nonzero(as_tuple=True)
+        input = input.new_zeros(*there.shape, input.size(-1)).index_put(places, input)
+        mask = there[..., None]
     elif lengths is not None:
         steps = input.size(0)
         if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and not _within(lengths, steps):
@@ -117,39 +118,13 @@ def layer(
     outputs, finals = [], []
     for d in range(directions):
         own = dict(zip(names, weights[d * len(names) : (d + 1) * len(names)], strict=True))
-        output, final = _direction(STEPS[cell], input, tuple(s[d] for s in states), own, mask, reverse=d == 1)
+        output, final = _direction(STEPS[cell], input, tuple(state[d] for state in given), own, mask, reverse=d == 1)
         outputs.append(output)
         finals.append(final)
     output = torch.cat(outputs, -1) if directions == 2 else outputs[0]
     if batch_sizes is not None:
         output = output[places]
     return (output, *map(torch.stack, zip(*finals, strict=True)))
-
-
-def stack(
-    layer: Callable[..., tuple[Tensor, ...]],
-    cell: str,
-    input: Tensor,
-    states: Sequence[Tensor | None],
-    weights: Sequence[Tensor],
-    num_layers: int,
-    dropout: float = 0.0,
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """(output, *final states) of a stack, each layer by `layer`; weights and states (None: zeros) are those of all."""
-    if num_layers == 1:
-        return layer(cell, input, states, weights, batch_sizes, lengths)
-    per_layer = len(weights) // num_layers
-    each = [(None,) * num_layers if state is None else state.split(state.size(0) // num_layers) for state in states]
-    output, finals = input, []
-    for k, *own_states in zip(range(num_layers), *each, strict=True):
-        if k > 0 and dropout != 0:
-            output = torch.dropout(output, dropout, True)
-        own_weights = weights[k * per_layer : (k + 1) * per_layer]
-        output, *final = layer(cell, output, own_states, own_weights, batch_sizes, lengths)
-        finals.append(final)
-    return (output, *map(torch.cat, zip(*finals, strict=True)))
 
 
 def step(cell: str, input: Tensor, states: Sequence[Tensor | None], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:

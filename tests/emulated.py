@@ -11,6 +11,7 @@ from tolerances import CEILING, assert_parity, max_error
 
 from rnnfast import _ext, autograd
 from rnnfast.precision import follow_switch
+from rnnfast.rows import Rows
 
 Tensor = torch.Tensor
 NAMESPACE = _ext.EMULATOR_NAMESPACE
@@ -43,7 +44,7 @@ def layer_forward(case: Case, data: Data, weights: list[Tensor]):
         elif case.ragged:
             packed = torch.nn.utils.rnn.pack_padded_sequence(x, data.lengths)
             x, batch_sizes = packed.data, packed.batch_sizes
-        output, *finals = autograd.layer(case.cell, x, states, weights, batch_sizes, lengths, NAMESPACE)
+        output, *finals = autograd.layer(case.cell, x, states, weights, Rows(batch_sizes, lengths), NAMESPACE)
         if packed is not None:
             packed = packed._replace(data=output)
             output, _ = torch.nn.utils.rnn.pad_packed_sequence(packed, total_length=case.T)

@@ -65,6 +65,14 @@ def test_every_arrangement_is_recognised(spec):
     assert cells.arrangement_of(spec, [torch.empty(1)] * 7) is None
 
 
+def test_weights_that_cannot_be_told_apart_are_refused():
+    matrices = [
+        cells.Weight(f"weight_{i}", (cells.GATES, cells.INPUT), option) for i, option in enumerate((None, "more"))
+    ]
+    with pytest.raises(ValueError, match="cannot be told from others"):
+        cells.spec_of("doubtful", None, None, "a", "h", matrices)
+
+
 def test_counts_are_those_of_torch():
     for cls in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM):
         spec = cells.SPECS[{"RNN": "rnn_tanh", "GRU": "gru", "LSTM": "lstm"}[cls.__name__]]
@@ -72,7 +80,7 @@ def test_counts_are_those_of_torch():
             for proj_size in (0, 2) if cls is torch.nn.LSTM else (0,):
                 options = {"proj_size": proj_size} if proj_size else {}
                 module = cls(3, 5, bias=bias, bidirectional=True, **options)
-                assert 2 * spec.counts[bias][proj_size > 0] == len(module._flat_weights)
+                assert 2 * spec.counts[bias + 2 * (proj_size > 0)] == len(module._flat_weights)
                 names = cells.layout_with(spec, bias, proj_size > 0).names
                 assert [f"{name}_l0" for name in names] == module._flat_weights_names[: len(names)]
 

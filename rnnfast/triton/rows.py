@@ -1,4 +1,4 @@
-"""What the launchers know of one layer: its sizes, checked before any memory is touched, and where its rows lie."""
+"""The launchers' view of one layer: its sizes, checked before any memory is touched, and the places of its rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..cells import FAMILIES, PROJECTION, Layout, Sizes, arrangement_of, shapes_of
 from ..ops import refusal, require
+from ..rows import Rows
 from .common import LENGTHS, PACKED, PADDED
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,7 +42,7 @@ class Layer(NamedTuple):
 
     @property
     def padding(self) -> bool:
-        """Whether there are rows at or after a row's length, which no kernel touches."""
+        """Whether some rows lie at or after their sequence's length. No kernel touches those."""
         return self.ragged == LENGTHS.value
 
 
@@ -56,10 +57,10 @@ def layer_of(
     input: Tensor,
     states: Sequence[Tensor | None],
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
+    rows: Rows,
 ) -> Layer:
-    """Refuses, naming what was expected and what was given, tensors that do not fit together."""
+    """The layer that these tensors make. Refuses tensors that do not fit together, with what was expected and given."""
+    batch_sizes, lengths = rows
     packed = batch_sizes is not None
     hx = states[0]
     require(not packed or lengths is None, "batch_sizes and lengths: expected at most 1 of them, got both")
@@ -87,8 +88,9 @@ def layer_of(
         narrow = weights[1].size(1) < hidden_size
         require(narrow, f"weight_hr: expected a proj_size below hidden_size {hidden_size}, got {weights[1].size(1)}")
         output_size = weights[1].size(1) if hx is None else hx.size(2)
-    batch = hx.size(1) if packed else input.size(1)
-    steps = batch_sizes.numel() if packed else input.size(0)
+    batch, steps = input.size(1), input.size(0)
+    if batch_sizes is not None and hx is not None:
+        batch, steps = hx.size(1), batch_sizes.numel()
     require(packed or steps > 0, f"input: expected at least one time step, got shape {list(input.shape)}")
     least = min(input_size, hidden_size, output_size)
     require(least > 0, f"expected input_size, hidden_size and proj_size above zero, got {least}")
@@ -100,7 +102,7 @@ def layer_of(
             _check_tensor(f"{of_spec.letter}x", state, (directions, batch, sizes[of_spec.axis]), input)
 
     ragged, lengths_of_rows, offsets = PADDED, None, None
-    if packed:
+    if batch_sizes is not None:
         ragged = PACKED
         offsets, lengths_of_rows = _packed_rows(batch_sizes, batch, input)
     elif lengths is not None:
@@ -111,15 +113,15 @@ def layer_of(
             low, high = int(lengths.min()), int(lengths.max())
             require(low >= 0 and high <= steps, f"lengths: expected values from 0 to {steps}, got {low} to {high}")
         ragged, lengths_of_rows = LENGTHS, lengths.contiguous()
-    rows = input.size(0) if packed else steps * batch
+    count = input.size(0) if packed else steps * batch
     return Layer(
-        cell, steps, batch, rows, input_size, hidden_size, output_size, directions, layout,
+        cell, steps, batch, count, input_size, hidden_size, output_size, directions, layout,
         ragged.value, lengths_of_rows, offsets,
     )  # fmt: skip
 
 
 def _packed_rows(batch_sizes: Tensor, batch: int, input: Tensor) -> tuple[Tensor, Tensor]:
-    """(offsets [T], lengths [B]), int64 on the device of input, by one copy and without waiting for it."""
+    """(offsets [T], lengths [B]), int64 on the device of input. One copy, and nobody waits for it."""
     kind = f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
     good = batch_sizes.dtype is torch.int64 and batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu"
     require(good and batch_sizes.numel() > 0, f"batch_sizes: expected int64 [T] on the CPU, T > 0, got {kind}")
@@ -143,7 +145,7 @@ def _packed_rows(batch_sizes: Tensor, batch: int, input: Tensor) -> tuple[Tensor
 def check_results(
     layer: Layer, input: Tensor, grads: Sequence[Tensor | None], output: Tensor, saved: Sequence[Tensor]
 ) -> None:
-    """Refuses what a backward operator got from forward that does not fit."""
+    """Refuses tensors of forward, or gradients, that do not fit a backward operator."""
     output_shape = (*input.shape[:-1], layer.directions * layer.output_size)
     _check_tensor("output", output, output_shape, input)
     require(output.is_contiguous(), "output: expected the contiguous tensor of forward")
@@ -152,23 +154,24 @@ def check_results(
         if grad is not None:
             _check_tensor(f"grad_{name}", grad, shape, input)
     for i, (tensor, of_spec) in enumerate(zip(saved, FAMILIES[layer.cell].saved, strict=True)):
-        shape = [layer.directions, layer.rows, of_spec.planes * layer.hidden_size]
+        planes_shape = [layer.directions, layer.rows, of_spec.planes * layer.hidden_size]
         dtype = torch.float32 if of_spec.wide else input.dtype
-        good = tensor.dtype == dtype and list(tensor.shape) == shape and tensor.is_contiguous()
+        good = tensor.dtype == dtype and list(tensor.shape) == planes_shape and tensor.is_contiguous()
         kind = f"{tensor.dtype} {list(tensor.shape)}"
-        require(good and tensor.device == input.device, f"saved_{i}: expected {dtype} {shape} of forward, got {kind}")
+        good = good and tensor.device == input.device
+        require(good, f"saved_{i}: expected {dtype} {planes_shape} of forward, got {kind}")
 
 
 def zero_padding(layer: Layer, rows: Tensor) -> Tensor:
-    """`rows` [T, B, N] or [T*B, N] with zeros at and after each row's length: 0 * NaN is not 0."""
-    if not layer.padding:
+    """`rows` [T, B, N] or [T*B, N] with zeros at and after each row's length, because 0 * NaN is not 0."""
+    if not layer.padding or layer.lengths is None:
         return rows
     valid = torch.arange(layer.steps, device=rows.device)[:, None] < layer.lengths
     return torch.where(valid[..., None], rows.reshape(layer.steps, layer.batch, -1), 0).view(rows.shape)
 
 
 def previous_h(layer: Layer, output: Tensor, hx: Tensor, direction: int) -> Tensor:
-    """[rows, P]: the h that each row of one direction started from; zero in padding."""
+    """[rows, P]: the h before each row in one direction; zero in padding."""
     size = layer.output_size
     output = output.view(layer.rows, -1)[:, direction * size : (direction + 1) * size]
     if layer.ragged == PACKED.value:
@@ -176,7 +179,7 @@ def previous_h(layer: Layer, output: Tensor, hx: Tensor, direction: int) -> Tens
     if direction == 0:
         return zero_padding(layer, torch.cat([hx, output[: layer.rows - layer.batch]]))
     later = torch.cat([output[layer.batch :], hx])
-    if layer.ragged == PADDED.value:
+    if layer.lengths is None:
         return later
     last = torch.arange(layer.steps, device=output.device)[:, None] == layer.lengths - 1
     later = torch.where(last[..., None], hx, later.view(layer.steps, layer.batch, size))
@@ -184,10 +187,11 @@ def previous_h(layer: Layer, output: Tensor, hx: Tensor, direction: int) -> Tens
 
 
 def _previous_row(layer: Layer, direction: int) -> Tensor:
-    """int64 [rows] of a packed layer: the row of the step before, or rows + b where that is hx's."""
+    """int64 [rows] of a packed layer: the row of the step before, or rows + b where hx comes before."""
+    assert layer.offsets is not None and layer.lengths is not None
     sizes = torch.diff(layer.offsets, append=layer.offsets.new_full((1,), layer.rows))
     step = torch.repeat_interleave(sizes, output_size=layer.rows)  # the step of each row
     b = torch.arange(layer.rows, device=sizes.device) - layer.offsets[step]
-    begins = step == (0 if direction == 0 else layer.lengths[b] - 1)
+    begins = torch.eq(step, 0 if direction == 0 else layer.lengths[b] - 1)
     before = (step + (1 if direction else -1)).clamp(0, layer.steps - 1)
     return torch.where(begins, layer.rows + b, layer.offsets[before] + b)
