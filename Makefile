@@ -67,6 +67,7 @@ gpu-check: $(PACKAGES)
 lint: $(PACKAGES)
 	$(RUFF) check .
 	$(RUFF) format --check .
+	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(CSRC) $(EMULATED)
 
 format: $(PACKAGES)
