@@ -83,6 +83,7 @@ gpu-check: $(PACKAGES)
 lint: $(PACKAGES)
 	$(RUFF) check .
 	$(RUFF) format --check .
+	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(CSRC)
 
 format: $(PACKAGES)

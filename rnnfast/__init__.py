@@ -1,6 +1,6 @@
 """rnnfast: torch.nn's RNN, GRU and LSTM with faster kernels and the same numbers.
 
-Replace torch.nn.LSTM by rnnfast.LSTM, or call rnnfast.convert(model); rnnfast.explain(module, input) says what runs.
+Replace torch.nn.LSTM by rnnfast.LSTM, or call rnnfast.convert(model). rnnfast.explain(module, input) tells what runs.
 """
 
 from . import _dynamo, _flops, functional

@@ -1,8 +1,8 @@
-"""Lets torch.compile trace rnnfast's modules, and only them.
+"""Lets torch.compile trace rnnfast's modules, and only those.
 
-Dynamo refuses to trace any instance of nn.RNN, nn.LSTM and nn.GRU unless torch._dynamo.config.allow_rnn is set, since
-torch's own operators unroll. Ours do not: so allow_rnn is set just while Dynamo wraps an instance of ours. As the
-import of torch._dynamo takes seconds and most programs never need it, rnnfast waits for it.
+Dynamo refuses to trace any instance of nn.RNN, nn.LSTM and nn.GRU unless torch._dynamo.config.allow_rnn is set, because
+torch's own operators unroll. Ours do not. So allow_rnn is set only while Dynamo wraps an instance of ours. Importing
+torch._dynamo takes seconds, and most programs never need it, so rnnfast waits until the program imports it.
 """
 
 import functools
@@ -10,12 +10,11 @@ from types import ModuleType
 
 from . import _backends, select
 from ._imports import after_import
+from ._torch_internals import DYNAMO_BUILDER, assume_constant
 from .modules import _Recurrent
 
-_BUILDER = "torch._dynamo.variables.builder"
-
 state = "waiting for torch._dynamo to be imported"
-"""What became of it, for env_report."""
+"""For env_report."""
 
 
 def _allow_ours(builder: ModuleType) -> None:
@@ -27,7 +26,7 @@ def _allow_ours(builder: ModuleType) -> None:
 
     @functools.wraps(wrap_module)
     def wrap_module_or_ours(self, value):
-        # Without kernels of ours, torch's own operator would unroll: then leave Dynamo its graph break.
+        # Without kernels of ours, torch's own operator would unroll. Then Dynamo keeps its graph break.
         if isinstance(value, _Recurrent) and not all(backend.unavailable() for backend in _backends.OURS):
             with builder.config.patch(allow_rnn=True):
                 return wrap_module(self, value)
@@ -38,6 +37,5 @@ def _allow_ours(builder: ModuleType) -> None:
 
 
 def install() -> None:
-    # torch._dynamo.assume_constant_result, without its import: it acts while tracing, and breaks no graph.
-    select._warn_once._dynamo_marked_constant = True
-    after_import(_BUILDER, _allow_ours)
+    assume_constant(select.warn_once)  # so that a warning while tracing breaks no graph
+    after_import(DYNAMO_BUILDER, _allow_ours)

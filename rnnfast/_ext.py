@@ -1,11 +1,10 @@
-"""Finds and loads the compiled kernels; a failure is kept as a sentence and never breaks the import.
+"""Finds and loads the compiled kernels. A failure is kept as a sentence and never breaks the import.
 
 The libraries are plain C++ on torch's stable ABI: no Python module, loaded by path, one file for every torch >= 2.11.
 
     _C.so           CPU kernels
     _C_cuda.so      CUDA kernels
-    _C_emulator.so  the CUDA kernels, run on CPU tensors by the emulator of csrc/emulator; only where `make emulator`
-                    has built it
+    _C_emulator.so  the CUDA kernels on CPU tensors, run by csrc/emulator; there only after `make emulator`
 """
 
 import os
@@ -49,13 +48,13 @@ def _load_emulator() -> str | None:
 
 
 failure = _load(LIBRARY, "no C++ compiler?")
-"""Why the compiled kernels for the CPU are absent, or None when they are loaded."""
+"""Why the compiled kernels for the CPU are absent; None if they are loaded."""
 
 cuda_failure = _load_cuda()
-"""The same of the CUDA kernels. Says nothing about devices: see `cuda_refuses`."""
+"""Why the CUDA kernels are absent, or None. It says nothing about devices: see `cuda_refuses`."""
 
 emulator_failure = _load_emulator()
-"""The same of the emulated CUDA kernels."""
+"""Why the emulated CUDA kernels are absent, or None."""
 
 
 def cuda_plan(
@@ -69,29 +68,29 @@ def cuda_plan(
     device: int = 0,
     namespace: str = "rnnfast",
 ) -> str:
-    """How the CUDA kernels run such a layer, "tier step: ..." say and what spoke against the tiers before it, or
-    "refused: " and the reason why they do not.
+    """How the CUDA kernels run such a layer, with the reasons against the tiers before: "tier step: ...".
 
-    `cell` is "rnn", "gru" or "lstm". With `namespace` EMULATOR_NAMESPACE the emulator answers for its own device.
+    "refused: " and a reason, if they do not run it. `cell` is "rnn", "gru" or "lstm". With `namespace`
+    EMULATOR_NAMESPACE the emulator answers for its own device.
     """
     plan = getattr(torch.ops, namespace)._cuda_plan
     return plan(cell, str(dtype).removeprefix("torch."), hidden_size, proj_size, batch, directions, backward, device)
 
 
 def cuda_refuses(*layer, **options) -> str | None:
-    """Why the CUDA kernels cannot run a layer on its device, or None. The arguments of `cuda_plan`."""
+    """Why the CUDA kernels cannot run a layer on its device, or None. Takes the arguments of `cuda_plan`."""
     plan = cuda_plan(*layer, **options)
     return plan.removeprefix("refused: ") if plan.startswith("refused: ") else None
 
 
 def allow_tf32(allow: bool, namespace: str = "rnnfast") -> None:
-    """Whether CUDA kernels multiply float32 in TF32 from now on, in the whole process (default: yes; emulator: no)."""
+    """Sets whether CUDA kernels multiply float32 in TF32, in the whole process (default: yes; emulator: no)."""
     getattr(torch.ops, namespace)._cuda_allow_tf32(allow)
 
 
 def cpu_isa() -> str:
     """The instruction set that the CPU kernels run on here: "base", "avx2", "avx512", "avx512_bf16" or "neon".
 
-    Raises RuntimeError where RNNFAST_CPU_ISA names one that this machine lacks.
+    Raises RuntimeError if RNNFAST_CPU_ISA names one that this machine lacks.
     """
     return torch.ops.rnnfast._cpu_isa()

@@ -1,7 +1,8 @@
 """FLOPs of the operators, for torch.utils.flop_counter.FlopCounterMode: two per multiplication of a matrix product.
 
-Each weight matrix multiplies every row once in forward, so a layer has 2 * T*B * G*H * (I + Hout), as torch counts the
-products of its own cells. Backward has a product for the gradient of each weight, and one for that of its other factor.
+In forward, each weight matrix multiplies every row once. A layer has 2 * T*B * G*H * (I + Hout) FLOPs, as torch counts
+them for its own cells. Backward has one product for the gradient of each weight, and one for the gradient of the other
+factor.
 """
 
 import math
@@ -11,6 +12,7 @@ from types import ModuleType
 import torch
 
 from ._imports import after_import
+from .cells import FAMILIES, step_weights
 from .ops import OPERATORS, Cell
 
 _Shape = Sequence[int]
@@ -25,10 +27,10 @@ def _forward(input: _Shape, weights: Sequence[_Shape | None]) -> int:
 
 
 def _backward(input: _Shape, weights: Sequence[_Shape | None], batch: int, needed: Sequence[bool]) -> int:
-    """`batch`: the rows of one step, whose earlier h is hx."""
+    """`batch`: the rows of the first step, which start from hx."""
     need_input, need_states, need_weights = needed
-    rows, gate_rows = math.prod(input[:-1]), weights[0][0]
     matrices = [shape for shape in weights if shape is not None and len(shape) == 2]
+    rows, gate_rows = math.prod(input[:-1]), matrices[0][0]
     of_gates = [shape for shape in matrices if shape[0] == gate_rows]  # weight_ih, weight_hh of each direction
     flops = _forward(input, weights) if need_weights else 0
     flops += 2 * rows * (_matrices(matrices) - _matrices(of_gates))  # through weight_hr
@@ -38,12 +40,13 @@ def _backward(input: _Shape, weights: Sequence[_Shape | None], batch: int, neede
 
 def _register(counter: ModuleType) -> None:
     for namespace, cells in OPERATORS.items():
-        for cell in ("rnn_tanh", "gru", "lstm"):  # the two RNNs are the same operators
-            _register_cell(counter, getattr(torch.ops, namespace), cell.partition("_")[0], cells[cell])
+        for operators, spec in FAMILIES.items():
+            _register_cell(counter, getattr(torch.ops, namespace), operators, cells[spec.name])
 
 
 def _register_cell(counter: ModuleType, operators, name: str, cell: Cell) -> None:
     states = cell.states
+    weights_of_step = slice(states, states + len(step_weights(cell.spec)))
 
     def layer(input, *rest, out_shape=None, **_):
         return _forward(input, rest[states])
@@ -54,11 +57,11 @@ def _register_cell(counter: ModuleType, operators, name: str, cell: Cell) -> Non
         return _backward(input, rest[states], batch, arguments[-3:])
 
     def step(input, *rest, out_shape=None, **_):
-        return _forward(input, rest[states : states + 4])
+        return _forward(input, rest[weights_of_step])
 
     def step_backward(*arguments, out_shape=None, **_):
         input, *rest = arguments[states:]
-        return _backward(input, rest[states : states + 4], input[0], arguments[-3:])
+        return _backward(input, rest[weights_of_step], input[0], arguments[-3:])
 
     formulas = {"infer": layer, "fwd": layer, "bwd": layer_backward}
     formulas |= {"step_infer": step, "step_fwd": step, "step_bwd": step_backward}

@@ -1,4 +1,4 @@
-"""Acts on modules of torch that are costly to import, as soon as the program itself imports them."""
+"""Acts on a module of torch as soon as the program itself imports it. rnnfast does not: the import is slow."""
 
 import importlib.abc
 import importlib.machinery
@@ -18,17 +18,17 @@ class _Finder(importlib.abc.MetaPathFinder):
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def exec_module(module):  # not find_spec: that is also asked without an import
+            def exec_module(module):  # find_spec is no import: it may be asked alone
                 sys.meta_path.remove(self)
                 execute(module)
                 self.action(module)
 
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign] # of this one loader
         return spec
 
 
 def after_import(name: str, action: Callable[[ModuleType], None]) -> None:
-    """Calls `action` with the module `name`: now if it is imported, else right after its import."""
+    """Calls `action` with the module `name`: at once if it is imported already, else right after its import."""
     module = sys.modules.get(name)
     if module is not None:
         action(module)

@@ -6,17 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ops import CELLS
-
-AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what autocast casts; float64 stays
+from .cells import OUTPUT, SPECS
+from .rows import PADDED, Rows
 
 
 class Call(NamedTuple):
-    """One call of a stack of layers: the arguments of `functional`; `states` is (hx,), (hx, cx), or None for zeros."""
+    """The arguments of one call of `functional`, or of one step of a cell module."""
 
     cell: str
     input: Tensor
-    states: Sequence[Tensor] | None
+    states: Sequence[Tensor] | None  # (hx,) or (hx, cx); None for zeros
     weights: Sequence[Tensor]
     has_biases: bool = True
     num_layers: int = 1
@@ -24,42 +23,27 @@ class Call(NamedTuple):
     training: bool = False
     bidirectional: bool = False
     batch_first: bool = False
-    batch_sizes: Tensor | None = None
-    lengths: Tensor | None = None
+    rows: Rows = PADDED
     step: bool = False  # a cell module's one step: input [B, I] and states [B, H]
     sizes: tuple[int, int, int] | None = None  # input_size, hidden_size, proj_size or 0, as torch's operators take them
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast casts to on this device, None where it is off."""
-    if not torch._C._is_any_autocast_enabled() or not torch.is_autocast_enabled(device.type):
-        return None
-    return torch.get_autocast_dtype(device.type)
-
-
-def dtype_of(input: Tensor) -> torch.dtype:
-    """The dtype that a call with this input computes in: autocast's, where it is on and casts such tensors."""
-    low = autocast_dtype(input.device)
-    return input.dtype if low is None or input.dtype not in AUTOCAST_DTYPES else low
-
-
 def batch_of(call: Call) -> int:
-    """The number of batch rows, of a packed call too."""
-    if call.batch_sizes is not None:
-        return int(call.batch_sizes[0])
+    """The number of sequences in the batch, of a packed call too."""
+    if call.rows.batch_sizes is not None:
+        return int(call.rows.batch_sizes[0])
     return call.input.size(0 if call.batch_first or call.step else 1)
 
 
 def zeros(call: Call) -> tuple[Tensor, ...]:
-    """Initial states of zeros, like torch.nn's in the dtype of the input."""
-    input, directions = call.input, 2 if call.bidirectional else 1
-    batch = batch_of(call)
-    rows, output_size = call.weights[0].size(0), call.weights[1].size(1)
-    hidden_size = rows // CELLS[call.cell].gates
-    shape = (batch,) if call.step else (call.num_layers * directions, batch)
-    hx = torch.zeros(*shape, output_size, dtype=input.dtype, device=input.device)
-    if CELLS[call.cell].states == 1:
+    """Initial states of zeros, like torch.nn's in the dtype of the input. States of one size share a tensor."""
+    spec, input, batch = SPECS[call.cell], call.input, batch_of(call)
+    hidden_size, output_size = call.weights[0].size(0) // len(spec.gates), call.weights[1].size(1)
+    ahead = (batch,) if call.step else (call.num_layers * (2 if call.bidirectional else 1), batch)
+    hx = torch.zeros(*ahead, output_size, dtype=input.dtype, device=input.device)
+    if len(spec.states) == 1:
         return (hx,)
-    if output_size == hidden_size:
-        return (hx, hx)  # nothing writes them
-    return (hx, torch.zeros(*shape, hidden_size, dtype=input.dtype, device=input.device))
+    wide = hx
+    if hidden_size != output_size:
+        wide = torch.zeros(*ahead, hidden_size, dtype=input.dtype, device=input.device)
+    return tuple([hx if state.axis == OUTPUT else wide for state in spec.states])

@@ -1,4 +1,4 @@
-"""python -m rnnfast.env_report: versions, devices, what loaded, why not; for bug reports."""
+"""python -m rnnfast.env_report: versions, devices, loaded libraries and reasons for missing ones, for bug reports."""
 
 import importlib.metadata
 import os

@@ -1,7 +1,7 @@
-"""Which implementation CUDA tensors take where none is asked for: what was measured on such a GPU says.
+"""Which implementation CUDA tensors take where none is asked for: a table of measurements on GPUs.
 
-gpu_table.json is made from results of `python -m bench gpu` by tools/gpu_table.py, which says how it looks. Without it,
-and for what it has no measurement of (projected layers, cells, float64), nobody's kernels are a default.
+tools/gpu_table.py makes gpu_table.json from results of `python -m bench gpu` and describes its form. Without an entry,
+no kernel is the default: for projected layers, cells, float64, and wherever the file is missing.
 """
 
 import json
@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .call import Call, batch_of, dtype_of
-from .ops import CELLS
+from ._torch_internals import assume_constant
+from .autocast import dtype_of
+from .call import Call, batch_of
+from .cells import SPECS
 from .precision import float32_products
 
 FILE = Path(__file__).with_name("gpu_table.json")
@@ -25,13 +27,13 @@ class Measured(NamedTuple):
     """What the table says about a call."""
 
     backends: tuple[str, ...]
-    """Those at least as fast as torch's own operator, the fastest first."""
+    """The backends at least as fast as torch's own operator, the fastest first."""
     text: str
     """The row, its GPU and its date."""
 
 
 def measured(call: Call) -> Measured | None:
-    """The measurement nearest to a call on CUDA tensors, or None where there is none of such layers."""
+    """The measurement nearest to a call on CUDA tensors; None if there is none of such layers."""
     if not TABLES or call.step:
         return None
     input, weight_hh = call.input, call.weights[1]
@@ -53,11 +55,12 @@ _known: dict[tuple, Any] = {}
 def _look_up(
     device: int | None, cell: str, weight_hh: torch.Size, batch: int, numbers: str | None, trains: bool
 ) -> Measured | None:
-    hidden_size = weight_hh[0] // CELLS[cell].gates
+    spec = SPECS[cell]
+    hidden_size = weight_hh[0] // len(spec.gates)
     if numbers is None or weight_hh[-1] != hidden_size:
         return None
     table, origin = _table_of(device or 0)
-    kind = f"{cell.split('_')[0]} {numbers} {'training' if trains else 'inference'}"
+    kind = f"{spec.operators} {numbers} {'training' if trains else 'inference'}"
     by_size = TABLES[table]["speedups"].get(kind)
     if by_size is None:
         return None
@@ -75,7 +78,7 @@ def _row(table: str, kind: str, units: str, rows: str, origin: str) -> tuple[tup
 
 
 def _nearest(sizes, size: int) -> str:
-    """The key of `sizes`, ascending numbers as texts, that is nearest by ratio: by comparisons, for graphs."""
+    """The key of `sizes`, ascending numbers as texts, that is nearest by ratio. Only comparisons, for Dynamo."""
     texts = list(sizes)
     for smaller, larger in zip(texts, texts[1:], strict=False):
         if size * size <= int(smaller) * int(larger):
@@ -84,7 +87,7 @@ def _nearest(sizes, size: int) -> str:
 
 
 def _table_of(device: int) -> tuple[str, str]:
-    """The GPU whose table a device takes, its own or the nearest by compute capability, and a text that says so."""
+    """The GPU whose table a device takes, and a text about it: its own, or the nearest by compute capability."""
     name, capability = _gpu(device)
 
     def distance(other: str) -> tuple[bool, int]:
@@ -101,5 +104,5 @@ def _gpu(device: int) -> tuple[str, tuple[int, int]]:
     return torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
 
 
-for _function in (_row, _table_of, float32_products):  # torch._dynamo.assume_constant_result, without its import
-    _function._dynamo_marked_constant = True
+for _function in (_row, _table_of, float32_products):
+    assume_constant(_function)

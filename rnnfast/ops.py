@@ -1,47 +1,49 @@
 """The operators torch.ops.rnnfast.*: schemas, fake kernels and documentation. Backends register only implementations.
 
-Every namespace holds the same operators: "rnnfast" those of the compiled libraries, the one for the CPU and the one for
-CUDA; "rnnfast_triton" those of the Triton kernels, which may be asked for on the same tensors.
+Every namespace holds the same operators. "rnnfast" has those of the compiled libraries, for the CPU and for CUDA.
+"rnnfast_triton" has those of the Triton kernels, which may be asked for on the same tensors.
 
-One operator is one layer with all its directions, input projection included; `infer` is a stack of `num_layers` of
-them, 1 if it isn't given, with the weights and states of all layers in torch.nn's order. In every schema:
+One operator is one layer with all its directions, input projection included. `infer` is a stack of `num_layers`
+layers (default 1), with the weights and states of all layers in torch.nn's order. In every schema:
 
     input         [T, B, I] of any strides, or packed [sum(batch_sizes), I]
     hx, cx        [D, B, Hout], [D, B, H] of any strides, or None for zeros (not with batch_sizes); D = 1 or 2
                   directions, Hout = proj_size if projected, else H
-    weights       per direction weight_ih [G*H, I], weight_hh [G*H, Hout], then, where the layer has them, bias_ih and
+    weights       per direction weight_ih [G*H, I], weight_hh [G*H, Hout], then, if the layer has them, bias_ih and
                   bias_hh [G*H], then weight_hr [Hout, H]; G = 1 (RNN), 3 (GRU: r z n), 4 (LSTM: i f g o)
     batch_sizes   PackedSequence's: int64 [T] on the CPU, descending. None: padded input
     lengths       padded input only: int32 or int64 [B], unsorted, zeros allowed. Steps t >= length give zero output,
                   h_n and c_n are the states after a row's last step, direction 1 starts at step length - 1
     output        [T, B, D*Hout] or [sum(batch_sizes), D*Hout], contiguous; h_n [D, B, Hout], c_n [D, B, H]
-    saved         what `bwd` needs of `fwd`, private to the implementation of the device (docs/design/maths.md); the RNN
-                  has none
+    saved         tensors from `fwd` to `bwd`, private to the implementation of the device (docs/design/maths.md); the
+                  RNN has none
 
-`{cell}_step_*` is the one step of a cell module: input [B, I], hx and cx [B, H] or None, the weights one by one, and no
-output but h_n [B, H] and c_n [B, H]; its `bwd` wants what is saved, or h_n where nothing is.
+`{cell}_step_*` is one step of a cell module: input [B, I], hx and cx [B, H] or None, the weights one by one. It has
+no output but h_n [B, H] and c_n [B, H]. Its `bwd` takes the saved tensors, or h_n if there are none.
 
-All floating tensors share one dtype (float32, float64, bfloat16, float16) and one device, and `saved` has it too, but
-the LSTM's c, which is float32 for the 16-bit types. `infer` saves nothing and may round otherwise than `fwd`. In `bwd`
-a gradient of None counts as zero; what the flags need_grad_* do not ask for comes back empty. No output aliases an
-input. Wrong shapes, dtypes, devices or lengths are refused: a RuntimeError that `is_refusal` recognises, raised before
-anything is computed.
+All floating tensors share one device and one dtype (float32, float64, bfloat16, float16). `saved` has that dtype too,
+except for the LSTM's c, which is float32 for the 16-bit types. `infer` saves nothing and may round otherwise than
+`fwd`. In `bwd` a gradient of None counts as zero. A gradient that the flags need_grad_* do not ask for comes back
+empty. No output aliases an input. Wrong shapes, dtypes, devices or lengths are refused before anything is computed,
+with a RuntimeError that `is_refusal` recognises.
 """
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from ._torch_internals import without_python_frame
+from .cells import FAMILIES, SPECS, CellSpec, Sizes, arrangement_of, step_weights
+from .rows import Rows
+
 
 class Refused(RuntimeError):
-    """An operator does not take these arguments, and has computed nothing. Only this sends a call to another path."""
+    """An operator does not take these arguments and has computed nothing. Only this error sends a call elsewhere."""
 
 
-_REFUSAL = "rnnfast refuses: "  # RNNFAST_REQUIRE of csrc/common/check.h begins so: C++ can raise no class of Python's
+_REFUSAL = "rnnfast refuses: "  # as RNNFAST_REQUIRE in csrc/common/check.h begins: C++ cannot raise Refused
 _NO_KERNEL = "Could not run 'rnnfast"  # the dispatcher's words for tensors on devices or in layouts without a kernel
 
 
@@ -50,116 +52,135 @@ def is_refusal(error: RuntimeError) -> bool:
     return isinstance(error, Refused) or _REFUSAL in (message := str(error)) or message.startswith(_NO_KERNEL)
 
 
+def reraise(error: RuntimeError) -> NoReturn:
+    """Raises an operator's error again, a refusal as Refused. For an except clause around a call of an operator."""
+    if is_refusal(error):
+        raise Refused(str(error)) from error
+    raise error
+
+
+def refusal(message: str) -> Refused:
+    """The exception of an operator that refuses; `message` names what was expected and what was given."""
+    return Refused(f"{_REFUSAL}{message}")
+
+
 def require(condition: bool, message: str) -> None:
-    """Raises Refused unless `condition` holds; `message` names what was expected and what was given."""
+    """Raises Refused unless `condition` holds."""
     if not condition:
-        raise Refused(f"{_REFUSAL}{message}")
+        raise refusal(message)
 
 
-def directions_of(weights: Sequence[Tensor]) -> int:
-    """1 or 2, of the weights of one layer. Biases are vectors, so 4 weights are 1 direction with them or 2 without."""
-    return 2 if len(weights) > 5 or (len(weights) == 4 and weights[2].dim() == 2) else 1
-
-
-@functools.cache
-def _later_shapes(weight_ih, weight_hh, count: int, directions: int, layers: int) -> list[tuple[int, ...]]:
-    """The shapes of the weights of `layers` layers that follow one with `count` weights, whose first two are given."""
-    rows, output_size = weight_ih[0], weight_hh[1]
-    each = count // directions
-    shapes = [(rows, directions * output_size), weight_hh]
-    shapes += [(rows,), (rows,)] if each >= 4 else []
-    shapes += [(output_size, rows // 4)] if each % 2 == 1 else []  # of an LSTM's projection
-    return shapes * (directions * layers)
-
-
-def require_later_layers(states: Sequence[Tensor | None], weights: Sequence[Tensor], num_layers: int) -> None:
-    """Refuses a stack whose later layers have other shapes than its first asks for; an operator checks the first.
-
-    For those who run a stack layer by layer: nothing may be computed before a refusal.
-    """
-    count, rest = divmod(len(weights), num_layers) if num_layers > 0 else (0, 0)
-    if count < 2 or rest or weights[0].dim() != 2 or weights[1].dim() != 2:
-        require(False, f"weights: expected as many for each of {num_layers} layers, got {len(weights)}")
-    directions = directions_of(weights[:count])
-    shapes = _later_shapes(weights[0].shape, weights[1].shape, count, directions, num_layers - 1)
-    given = [weight.shape for weight in weights[count:]]
-    if given != shapes:
-        require(False, f"weights of layers 1 to {num_layers - 1}: expected shapes {shapes}, got {given}")
-    for name, state in zip(("hx", "cx"), states, strict=False):
-        if state is not None and (state.dim() != 3 or state.size(0) != num_layers * directions):
-            require(False, f"{name}: expected [{num_layers * directions}, batch, size], got {list(state.shape)}")
-
-
-def _define(library: torch.library.Library, cell: str, states: int, saved_widths: tuple[int, ...], flags: str = ""):
-    """Defines the operators of a cell with their fake kernels (shapes, dtypes and devices, no values).
-
-    `saved` are tensors [D, T*B or sum(batch_sizes), width * H] for each of `saved_widths`.
-    """
-    names = ("h", "c")[:states]
+def _define(library: torch.library.Library, spec: CellSpec) -> None:
+    """Defines the operators of a cell with their fake kernels (shapes, dtypes and devices, no values)."""
+    letters = [state.letter for state in spec.states]
 
     def tensors(pattern: str) -> str:
-        return ", ".join(pattern.format(name) for name in names)
+        return ", ".join(pattern.format(letter) for letter in letters)
 
+    flags = "".join(f", bool {name}" for name, _ in spec.flags)
     inputs = f"Tensor input, {tensors('Tensor? {}x')}"
-    layer = f"{inputs}, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths{flags}"
-    step = f"{inputs}, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh{flags}"
-    arguments = states + 3 + bool(flags)  # of `layer`, after the input
-    saved = "".join(f", Tensor saved_{i}" for i in range(len(saved_widths)))
+    rows = ", ".join(f"Tensor? {name}" for name in Rows._fields)
+    layer = f"{inputs}, Tensor[] weights, {rows}{flags}"
+    own = [f"Tensor{'?' if weight.option else ''} {weight.name}" for weight in step_weights(spec)]
+    step = f"{inputs}, {', '.join(own)}{flags}"
+    saved = "".join(f", Tensor saved_{i}" for i in range(len(spec.saved)))
     known = saved or ", Tensor h_n"
     finals, incoming = tensors("Tensor {}_n"), tensors("Tensor? grad_{}_n")
     needs = "bool need_grad_input, bool need_grad_states, bool need_grad_weights"
     grads = f"(Tensor grad_input, {tensors('Tensor grad_{}x')}, Tensor[] grad_weights)"
+    fakes = _Fakes(spec)
+    for schema, fake in (
+        (f"infer({layer}, int num_layers=1) -> (Tensor output, {finals})", fakes.infer),
+        (f"fwd({layer}) -> (Tensor output, {finals}{saved})", fakes.fwd),
+        (f"bwd(Tensor? grad_output, {incoming}, {layer}, Tensor output{saved}, {needs}) -> {grads}", fakes.bwd),
+        (f"step_infer({step}) -> ({finals})", fakes.step_infer),
+        (f"step_fwd({step}) -> ({finals}{saved})", fakes.step_fwd),
+        (f"step_bwd({incoming}, {step}{known}, {needs}) -> {grads}", fakes.step_bwd),
+    ):
+        library.define(f"{spec.operators}_{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        name = f"{library.ns}::{spec.operators}_{schema.partition('(')[0]}"
+        torch.library.register_fake(name, fake, lib=library)
 
-    def fake_infer(input, *rest):
-        (num_layers,) = rest[arguments:] or (1,)
+
+class _Fakes:
+    """The fake kernels of a cell's operators. Their arguments are those of the schemas, by position."""
+
+    def __init__(self, spec: CellSpec):
+        self.spec, self.states = spec, len(spec.states)
+        # Ends of parts of a layer's arguments after the input: states, weights, rows, flags.
+        self.rows_end = self.states + 1 + len(Rows._fields)
+        self.flags_end = self.rows_end + len(spec.flags)
+        self.weights_of_step = slice(self.states, self.states + len(step_weights(spec)))
+
+    def infer(self, input, *rest):
+        (num_layers,) = rest[self.flags_end :] or (1,)
         require(num_layers > 0, f"num_layers: expected at least 1, got {num_layers}")
-        given, weights, batch_sizes, lengths = rest[:states], *rest[states : states + 3]
-        _check_devices(input, *given, *weights, lengths, batch_sizes=batch_sizes)
-        shapes = _state_shapes(input, given, weights[: len(weights) // num_layers])
+        states, weights, rows = self._split(rest)
+        _check_devices(input, *states, *weights, *rows[1:], batch_sizes=rows.batch_sizes)
+        shapes = self._state_shapes(input, states, weights[: len(weights) // num_layers])
         directions, _, output_size = shapes[0]
         output = input.new_empty(*input.shape[:-1], directions * output_size)
         return (output, *(input.new_empty(num_layers * directions, *shape) for _, *shape in shapes))
 
-    def fake_fwd(input, *rest):
-        return (*fake_infer(input, *rest), *fake_saved(input, _state_shapes(input, rest[:states], rest[states])))
+    def _split(self, rest):
+        """(states, weights, rows) of a layer's arguments after the input."""
+        return rest[: self.states], rest[self.states], Rows(*rest[self.states + 1 : self.rows_end])
 
-    def fake_step_infer(input, *rest):
-        h_n, *others = step_states(input, *rest)
+    def fwd(self, input, *rest):
+        shapes = self._state_shapes(input, rest[: self.states], rest[self.states])
+        return (*self.infer(input, *rest), *self._saved(input, shapes))
+
+    def bwd(self, *args):
+        input, *rest = args[1 + self.states :]
+        states, weights, rows = self._split(rest)
+        known = [value for value in rest[self.rows_end :] if isinstance(value, Tensor)]
+        given = *args[: 1 + self.states], *states, *weights, *rows[1:], *known
+        _check_devices(input, *given, batch_sizes=rows.batch_sizes)
+        return self._gradients(input, self._state_shapes(input, states, weights), weights, args[-3:])
+
+    def step_infer(self, input, *rest):
+        h_n, *others = self._step_states(input, *rest)
         return (h_n, *others) if others else h_n
 
-    def fake_step_fwd(input, *rest):
-        final = step_states(input, *rest)
-        results = (*final, *fake_saved(input, [(1, *h.shape) for h in final]))
+    def step_fwd(self, input, *rest):
+        final = self._step_states(input, *rest)
+        results = (*final, *self._saved(input, [(1, *state.shape) for state in final]))
         return results if len(results) > 1 else results[0]
 
-    def step_states(input, *rest):
-        _check_devices(input, *rest[: states + 4])
-        shape = input.size(0), rest[states + 1].size(1)  # of weight_hh
-        return [input.new_empty(shape) for _ in range(states)]
+    def step_bwd(self, *args):
+        input, *rest = args[self.states :]
+        _check_devices(input, *(value for value in args if isinstance(value, Tensor)))
+        weights = [weight for weight in rest[self.weights_of_step] if weight is not None]
+        shapes = [state.shape for state in self._step_states(input, *rest)]
+        return self._gradients(input, shapes, weights, args[-3:])
 
-    def fake_saved(input, shapes):
+    def _state_shapes(self, input, states, weights):
+        """The shapes of h_n and c_n of one layer, [D, B, Hout] and [D, B, H]."""
+        arrangement = arrangement_of(self.spec, weights)
+        if arrangement is None:
+            raise refusal(f"weights: expected those of 1 or 2 directions, got {len(weights)}")
+        named = dict(zip(arrangement.layout.names, weights, strict=False))
+        output_size = named["weight_hh"].size(1)
+        hidden_size = named["weight_hr"].size(1) if "weight_hr" in named else output_size
+        sizes = Sizes(input.size(-1), named["weight_ih"].size(0), hidden_size, output_size)
+        batch = input.size(1) if states[0] is None else states[0].size(1)
+        return [(arrangement.directions, batch, sizes[state.axis]) for state in self.spec.states]
+
+    def _step_states(self, input, *rest):
+        _check_devices(input, *rest[: self.weights_of_step.stop])
+        shape = input.size(0), rest[self.states + 1].size(1)  # of weight_hh
+        return [input.new_empty(shape) for _ in range(self.states)]
+
+    def _saved(self, input, shapes):
         rows = math.prod(input.shape[:-1])  # not Size.numel(), which would fix a dynamic T
         directions, _, hidden_size = shapes[-1]  # of the last state: hx is narrower where projected
         wide = torch.float32 if input.dtype.itemsize == 2 else input.dtype
         return tuple(
-            input.new_empty(directions, rows, width * hidden_size, dtype=dtype)
-            for width, dtype in zip(saved_widths, (input.dtype, wide), strict=False)
+            input.new_empty(directions, rows, saved.planes * hidden_size, dtype=wide if saved.wide else input.dtype)
+            for saved in self.spec.saved
         )
 
-    def fake_bwd(*args):
-        input, *rest = args[1 + states :]
-        given, weights, batch_sizes, lengths = rest[:states], *rest[states : states + 3]
-        known = [value for value in rest[states + 3 :] if isinstance(value, Tensor)]
-        _check_devices(input, *args[: 1 + states], *given, *weights, lengths, *known, batch_sizes=batch_sizes)
-        return fake_gradients(input, _state_shapes(input, rest[:states], rest[states]), rest[states], args[-3:])
-
-    def fake_step_bwd(*args):
-        input, *rest = args[states:]
-        _check_devices(input, *(value for value in args if isinstance(value, Tensor)))
-        weights = [weight for weight in rest[states : states + 4] if weight is not None]
-        return fake_gradients(input, [h.shape for h in step_states(input, *rest)], weights, args[-3:])
-
-    def fake_gradients(input, shapes, weights, needed):
+    def _gradients(self, input, shapes, weights, needed):
         need_grad_input, need_grad_states, need_grad_weights = needed
         return (
             input.new_empty(input.shape if need_grad_input else 0),
@@ -167,20 +188,9 @@ def _define(library: torch.library.Library, cell: str, states: int, saved_widths
             [weight.new_empty(weight.shape if need_grad_weights else 0) for weight in weights],
         )
 
-    for schema, fake in (
-        (f"{cell}_infer({layer}, int num_layers=1) -> (Tensor output, {finals})", fake_infer),
-        (f"{cell}_fwd({layer}) -> (Tensor output, {finals}{saved})", fake_fwd),
-        (f"{cell}_bwd(Tensor? grad_output, {incoming}, {layer}, Tensor output{saved}, {needs}) -> {grads}", fake_bwd),
-        (f"{cell}_step_infer({step}) -> ({finals})", fake_step_infer),
-        (f"{cell}_step_fwd({step}) -> ({finals}{saved})", fake_step_fwd),
-        (f"{cell}_step_bwd({incoming}, {step}{known}, {needs}) -> {grads}", fake_step_bwd),
-    ):
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"{library.ns}::{schema.partition('(')[0]}", fake, lib=library)
-
 
 def _check_devices(input, *tensors, batch_sizes=None):
-    # Where some tensors are meta tensors and others are not, the dispatcher comes to the fakes with real ones too.
+    # With meta tensors among others, the dispatcher gives the fakes real tensors too.
     devices = {tensor.device for tensor in (input, *tensors) if tensor is not None}
     require(len(devices) == 1, f"expected all tensors on one device, got {devices}")
     if batch_sizes is not None:
@@ -188,32 +198,26 @@ def _check_devices(input, *tensors, batch_sizes=None):
         require(known, f"batch_sizes: expected a tensor on the CPU, got {batch_sizes.device}")
 
 
-def _state_shapes(input, states, weights):
-    """The shapes of h_n and c_n of one layer, [D, B, Hout] and [D, B, H]."""
-    directions, output_size = directions_of(weights), weights[1].size(1)
-    projected = len(weights) // directions % 2 == 1
-    hidden_size = weights[len(weights) // directions - 1].size(1) if projected else output_size  # of weight_hr
-    batch = input.size(1) if states[0] is None else states[0].size(1)
-    return [(directions, batch, size) for size in (output_size, hidden_size)[: len(states)]]
-
-
 class Operators(NamedTuple):
-    """The three of a layer or of a step."""
+    """The three operators of a layer, or of a step."""
 
-    infer: Callable
-    fwd: Callable
-    bwd: Callable
+    infer: Any  # an OpOverload, or what it calls
+    fwd: Any
+    bwd: Any
 
 
 class Cell(NamedTuple):
-    """What the Python layers need to know about one cell."""
+    """The operators of one cell, and what their callers need to know of it at every call."""
 
-    gates: int  # G: the rows of weight_ih are G * H
+    spec: CellSpec
     states: int  # 1 (hx) or 2 (hx, cx)
     flags: tuple[bool, ...]  # the operators' own trailing arguments
+    counts: tuple[int, ...]  # CellSpec.counts as a tuple, which unpacks faster
+    no_states: tuple[None, ...]  # stands for states of zeros
+    step_count: int  # weights of a step's operators, biases included
     layer: Operators
     step: Operators
-    eager_layer: Operators  # the same without OpOverload's Python frame, 0.2 us of each call, which Dynamo wants to see
+    eager_layer: Operators  # the same for eager calls (without_python_frame)
     eager_step: Operators
 
 
@@ -224,25 +228,34 @@ def define(namespace: str) -> dict[str, Cell]:
     """Defines all operators in a namespace, once per process. Returns them by cell."""
     library = torch.library.Library(namespace, "DEF")
     _libraries.append(library)
-    _define(library, "rnn", states=1, saved_widths=(), flags=", bool relu")
-    _define(library, "gru", states=1, saved_widths=(4,))  # r z n and W_hn h + b_hn
-    _define(library, "lstm", states=2, saved_widths=(4, 1))  # i f g o; c
+    for spec in FAMILIES.values():
+        _define(library, spec)
 
-    def operators(cell: str) -> tuple[Operators, ...]:
-        packets = [
-            [getattr(getattr(torch.ops, namespace), f"{prefix}_{name}") for name in Operators._fields]
-            for prefix in (cell, f"{cell}_step")
-        ]
-        overloads = [Operators(*(packet.default for packet in three)) for three in packets]
-        return *overloads, *(Operators(*(overload._op for overload in three)) for three in overloads)
+    def operators(prefix: str) -> tuple[Operators, Operators]:
+        """(the overloads, the same for eager calls)."""
+        packets = (getattr(getattr(torch.ops, namespace), f"{prefix}_{name}") for name in Operators._fields)
+        overloads = [packet.default for packet in packets]
+        return Operators(*overloads), Operators(*map(without_python_frame, overloads))
 
-    rnn, gru, lstm = (operators(cell) for cell in ("rnn", "gru", "lstm"))
-    return {
-        "rnn_tanh": Cell(1, 1, (False,), *rnn),
-        "rnn_relu": Cell(1, 1, (True,), *rnn),
-        "gru": Cell(3, 1, (), *gru),
-        "lstm": Cell(4, 2, (), *lstm),
-    }
+    cells = {}
+    for name, spec in SPECS.items():
+        if spec.operators is None:
+            continue
+        layer, eager_layer = operators(spec.operators)
+        step, eager_step = operators(f"{spec.operators}_step")
+        cells[name] = Cell(
+            spec,
+            len(spec.states),
+            tuple(value for _, value in spec.flags),
+            tuple(spec.counts),
+            spec.no_states,
+            len(step_weights(spec)),
+            layer,
+            step,
+            eager_layer,
+            eager_step,
+        )
+    return cells
 
 
 OPERATORS = {namespace: define(namespace) for namespace in ("rnnfast", "rnnfast_triton")}

@@ -1,7 +1,7 @@
-"""Ways to rnnfast without editing a model: `convert` a live one, or `patch` torch.nn for code that builds models.
+"""Two ways to rnnfast without editing a model: `convert` an existing one, or `patch` torch.nn before one is built.
 
-Conversion changes a module's class in place. Nothing else changes: parameters, buffers, hooks, training flag, names and
-every reference that others hold to the module stay what they are.
+Conversion changes the class of a module in place, and nothing else. Parameters, buffers, hooks, the training flag,
+names and all references to the module stay as they are.
 """
 
 import copy
@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 from torch.nn import Module
 
-from .modules import COUNTERPARTS, ORIGINALS, counterpart
+from .counterparts import counterpart
+from .modules import COUNTERPARTS, ORIGINALS
 
 _NAMESPACES = ("torch.nn", "torch.nn.modules", "torch.nn.modules.rnn")
 
@@ -22,19 +23,19 @@ def convert(model: Module, inplace: bool = True) -> Module:
 
     Args:
         model: any module.
-        inplace: change `model`; else change and return a deep copy.
+        inplace: change `model`; otherwise change and return a deep copy.
 
-    Parametrized modules (weight_norm and the like) are converted too. Subclasses of torch.nn's classes have code of
-    their own that may rely on their base, so they are left alone, with a RuntimeWarning that names them: derive them
-    from rnnfast's classes, or build the model under `patched()`.
+    Parametrized modules (weight_norm and the like) are converted too. Subclasses of torch.nn's classes are left alone,
+    because their code may rely on their base, and a RuntimeWarning names them. Derive them from rnnfast's classes, or
+    build the model under `patched()`.
     """
     return _exchange(model, COUNTERPARTS, inplace)
 
 
 def revert(model: Module, inplace: bool = True) -> Module:
-    """Undoes `convert`: every rnnfast module in `model` becomes torch.nn's, for tools that map exact types.
+    """Undoes `convert`: every rnnfast module in `model` becomes torch.nn's. For tools that map exact types.
 
-    For example torch.ao.quantization.quantize_dynamic(rnnfast.revert(model), {torch.nn.LSTM}).
+    An example: torch.ao.quantization.quantize_dynamic(rnnfast.revert(model), {torch.nn.LSTM}).
     """
     return _exchange(model, ORIGINALS, inplace)
 
@@ -57,10 +58,10 @@ _depth = 0
 
 
 def patch() -> None:
-    """Makes torch.nn.RNN, LSTM, GRU and the cells rnnfast's, for code that looks them up from now on.
+    """Makes torch.nn.RNN, LSTM, GRU and the cells rnnfast's, for all code that looks them up after this call.
 
-    Modules that exist already are not touched (see `convert`); while patched, those cannot be pickled whole, because
-    pickle finds another class under their name. Every patch() needs its unpatch().
+    Existing modules stay as they are (see `convert`). While patched, those cannot be pickled whole, because pickle
+    finds another class under their name. Every patch() needs its unpatch().
     """
     global _depth
     _depth += 1
@@ -68,7 +69,7 @@ def patch() -> None:
 
 
 def unpatch() -> None:
-    """Undoes one patch(); after the last, torch.nn is as it was. Raises RuntimeError without a patch()."""
+    """Undoes one patch(). After the last one torch.nn is as before. Raises RuntimeError without a patch()."""
     global _depth
     if _depth == 0:
         raise RuntimeError("rnnfast.unpatch() without rnnfast.patch()")

@@ -1,27 +1,28 @@
 """How float32 products are made on a GPU, where tensor cores round their operands to TF32 (10 bits of mantissa).
 
-A library of CUDA kernels keeps the switch for its process, and is told before every pass of float32 layers what it says
-then. Eager calls tell it from Python; in compiled graphs that is done by operators of their own, `{namespace}_graph`.
+The TF32 setting is process-wide in the CUDA library, so Python refreshes it before every float32 pass. Eager calls do
+so themselves. Compiled graphs use operators in a namespace of their own, `{namespace}_graph`, which do it.
 """
 
 import os
+from typing import Any
 
 import torch
 
 from . import _ext, ops
+from .cells import FAMILIES
 
 PRODUCTS = ("tf32", "tf32x3", "ieee")
-_RNN = torch.backends.cudnn.rnn  # each dot of it costs half a microsecond
+_RNN: Any = torch.backends.cudnn.rnn  # each dot of it costs half a microsecond
 
 
 def float32_products(device: torch.device) -> str:
     """One of PRODUCTS, for the recurrent product of float32 layers; "tf32x3" is three TF32 products, nearly exact.
 
-    On a GPU this follows torch's own switch for recurrent layers, torch.backends.cudnn.rnn.fp32_precision: TF32 unless
-    changed. On CPU tensors (interpreter, emulator) products are exact, as torch's are there. RNNFAST_FLOAT32_PRODUCTS
-    in the environment overrules both; raises ValueError for a word that is none of the three. The products with the
-    input and those of the weights' gradients are torch's own and follow its switch for those,
-    torch.backends.cuda.matmul.fp32_precision.
+    On a GPU this follows torch's switch for recurrent layers, torch.backends.cudnn.rnn.fp32_precision (default: TF32).
+    On CPU tensors (interpreter, emulator) products are exact, as torch's are there. RNNFAST_FLOAT32_PRODUCTS in the
+    environment overrules both; another word than the three raises ValueError. The products with the input and those
+    of the weights' gradients are torch's own. They follow torch.backends.cuda.matmul.fp32_precision.
     """
     asked = os.environ.get("RNNFAST_FLOAT32_PRODUCTS")
     if not asked and device.type != "cuda":
@@ -33,12 +34,12 @@ def float32_products(device: torch.device) -> str:
     return asked
 
 
-DEVICES: dict[str, torch.device] = {}  # where the operators of a namespace are CUDA kernels
-_told: dict[str, bool] = {}  # whether each namespace may take TF32
+DEVICES: dict[str, torch.device] = {}  # namespace -> the device of its CUDA kernels
+_told: dict[str, bool] = {}  # namespace -> whether its library was told to take TF32
 
 
 def follow_switch(namespace: str) -> None:
-    """Tells the CUDA kernels of a namespace of DEVICES what the switch says now."""
+    """Tells the CUDA kernels of a namespace of DEVICES the current state of the switch."""
     allow = float32_products(DEVICES[namespace]) == "tf32"
     if _told.get(namespace) is not allow:
         _ext.allow_tf32(allow, namespace)
@@ -46,13 +47,13 @@ def follow_switch(namespace: str) -> None:
 
 
 def follow_switch_in_backward(namespace: str, input: torch.Tensor) -> None:
-    """The same before an eager backward; nothing for tensors of other devices, or for which there is no switch."""
+    """`follow_switch` before an eager backward, if its tensors are float32 and on the device of the kernels."""
     if input.dtype is torch.float32 and namespace in DEVICES and (input.is_cuda or namespace != "rnnfast"):
         follow_switch(namespace)
 
 
 def graph_namespace(namespace: str) -> str:
-    """Where compiled graphs find the operators of a namespace of DEVICES, for float32."""
+    """The namespace of the operators that compiled graphs take for float32, for a namespace of DEVICES."""
     return f"{namespace}_graph"
 
 
@@ -68,8 +69,8 @@ def _define_for_graphs(namespace: str) -> torch.library.Library:
 
         return run
 
-    for cell in ("rnn_tanh", "gru", "lstm"):  # the two RNNs are the same operators
-        of_cell = ops.OPERATORS[namespace][cell]
+    for spec in FAMILIES.values():
+        of_cell = ops.OPERATORS[namespace][spec.name]
         for operator in (*of_cell.layer, *of_cell.step):
             name = operator.name().partition("::")[2]
             library.impl(name, following(operator), DEVICES[namespace].type.upper())

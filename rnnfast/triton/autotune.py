@@ -1,9 +1,9 @@
-"""RNNFAST_AUTOTUNE=1: the plan of a pass is measured, not estimated, and the result is kept on disk.
+"""RNNFAST_AUTOTUNE=1: the plan of a pass is measured instead of estimated, and the result is kept on disk.
 
-Off by default, for it costs seconds at the first call of each size. The number of steps never enters, and of the batch
-only which plans are possible: a size is measured with the tensors of its first call, so make that a typical one, and
-again when a batch allows a plan that is not ranked yet. Every call takes the fastest of those that it can. Measured are
-whole passes on the GPU, each REPEATS times in turn, and the medians compared.
+It is off by default, because the first call of each size then takes seconds. A size is measured with the tensors of its
+first call, so that call should be a typical one. The number of steps never matters, and the batch only for the question
+which plans are possible. A batch that allows a plan without a measurement causes another one. Each call takes the
+fastest plan that it can. Whole passes are measured on the GPU, REPEATS times in turn, and their medians compared.
 """
 
 import json
@@ -23,13 +23,13 @@ REPEATS = 5
 
 
 def wanted(input: torch.Tensor) -> bool:
-    """Whether this call may be measured: asked for, on a GPU, and not while a CUDA graph is captured."""
+    """Whether this call may be measured: it is asked for, on a GPU, and no CUDA graph is being captured."""
     asked = os.environ.get("RNNFAST_AUTOTUNE", "0") not in ("", "0")
     return asked and input.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
 def cache_file() -> Path:
-    """RNNFAST_CACHE_DIR/autotune.json; by default in the user's cache folder."""
+    """RNNFAST_CACHE_DIR/autotune.json; without that variable in the user's cache folder."""
     folder = os.environ.get("RNNFAST_CACHE_DIR") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "rnnfast")
     return Path(folder).expanduser() / "autotune.json"
 
@@ -39,7 +39,7 @@ def _name(plan: Plan) -> str:
 
 
 def gpu_seconds(run: Callable[[], object]) -> float:
-    """How long the GPU works on what `run` launches."""
+    """The time that the GPU works on the launches of `run`."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
@@ -51,9 +51,9 @@ def gpu_seconds(run: Callable[[], object]) -> float:
 def best(
     size: Sequence, plans: Sequence[Plan], run: Callable[[Plan], object], seconds: Callable[..., float] = gpu_seconds
 ) -> Plan:
-    """The fastest of `plans` by the ranking of this size; the missing ones are measured with `run` first.
+    """The fastest of `plans` in the ranking of this size. Plans that it lacks are measured with `run` first.
 
-    `size`: what the ranking belongs to, besides the GPU and the version of Triton.
+    A ranking belongs to `size`, to the GPU and to the version of Triton.
     """
     if len(plans) == 1:
         return plans[0]
@@ -65,29 +65,29 @@ def best(
     ranking = rankings.setdefault(" ".join(map(str, (device, triton.__version__, *size))), {})
     missing = [plan for plan in plans if _name(plan) not in ranking]
     if missing:
-        times: dict[str, list[float]] = {_name(plan): [] for plan in plans}  # all, for ratios hold within a run only
+        times: dict[str, list[float]] = {_name(plan): [] for plan in plans}  # all: ratios hold within a run
         for repeat in range(REPEATS + 1):
             for plan in plans:
                 elapsed = seconds(lambda plan=plan: run(plan))
-                if repeat:  # the first compiles
+                if repeat:  # the first one compiles
                     times[_name(plan)].append(elapsed)
         ranking.update({name: statistics.median(found) for name, found in times.items()})
         _write(path, rankings)
     return min(plans, key=lambda plan: ranking[_name(plan)])
 
 
-_rankings: dict[Path, dict[str, dict[str, float]]] = {}  # what this process has read or measured, by file
+_rankings: dict[Path, dict[str, dict[str, float]]] = {}  # read or measured by this process, by file
 
 
 def _read(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or cut short: measured anew
+    except (OSError, ValueError):  # no file, or half a file: measure again
         return {}
 
 
 def _write(path: Path, rankings: dict) -> None:
-    """At once, for other processes read it. Where it cannot be written the next process measures again."""
+    """Replaces the file at once, because other processes read it. On failure the next process measures again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

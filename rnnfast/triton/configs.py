@@ -1,10 +1,10 @@
-"""The shipped configurations of the Triton kernels: which tiles a kernel comes in, and what each needs.
+"""The shipped configurations of the Triton kernels: the tiles of each kernel, and the memory that each needs.
 
-Every number comes from compiling, none from a GPU: `shared` is the largest that the compiler reported. Triton 3.9 was
-asked for sm_80, sm_90 and sm_100, Triton 3.6 for sm_90, and for the largest tiles on all three; `make test` compiles
-every row (tests/test_triton_compile.py). A program has 16 batch rows where nothing else is said: the least that a
-tensor core product takes, and what makes most programs. While nothing is measured, a row must do what no other can:
-smaller tiles for smaller H, and second choices for other batches, wait for a GPU.
+Every number comes from compiling, none from a GPU. `shared` is the largest value that the compiler reported. Triton 3.9
+was asked for sm_80, sm_90 and sm_100, Triton 3.6 for sm_90, and for the largest tiles on all three. `make test`
+compiles every row (tests/test_triton_compile.py). A program has 16 batch rows where nothing else is said. That is the
+least that a tensor core product takes, and makes the most programs. Until something is measured, each row has a purpose
+that no other row has. Smaller tiles for smaller H, and second choices for other batches, wait for a GPU.
 """
 
 from typing import NamedTuple
@@ -39,15 +39,15 @@ class StepTile(NamedTuple):
 
 
 # fmt: off
-# No time loop spills. What only the code before and after a loop uses may lie on the stack, a few values. All this is
-# for sizes that are multiples of 8: others have little or no cp.async, up to twice the registers, and some of 128 units
-# spill while they load W_hh, before the loop.
+# No time loop spills. A few values that only the code before and after a loop uses may lie on the stack. All this holds
+# for sizes that are multiples of 8. Other sizes have little or no cp.async and up to twice the registers, and some of
+# 128 units spill while they load W_hh, before the loop.
 
-# Resident weights. 8 warps: 4 would need twice the registers; "ieee" LSTMs take 16, for 8 spill. Two stages keep the
-# next step's loads in flight (cp.async); one is for GPUs where two do not fit. 64 units are the smallest, and 128 of
-# the RNN with its one gate: with half as many and 4 warps a thread would have as much to do, but for half the depth of
-# the product. "tf32x3" has none: its LSTM of 64 units needs all 255 registers in backward, spills, and takes 47 s to
-# compile. Nor have exact projected layers, which would hold two weights.
+# Resident weights. 8 warps, because 4 would need twice the registers; "ieee" LSTMs take 16, because 8 spill. Two stages
+# keep the next step's loads in flight (cp.async); one stage is for GPUs where two do not fit. The smallest tiles have
+# 64 units, or 128 for the RNN with its one gate: with half the units and 4 warps, each thread would have as much work
+# for half the depth of the product. "tf32x3" has no tile: its LSTM of 64 units needs all 255 registers in backward,
+# spills, and takes 47 s to compile. Exact projected layers have none either: they would hold two weights.
 _WHOLE = (
     # cell, pass, products, padded H, then WholeTile
     ("lstm", "forward", "16-bit", 64, 8, 2, 49152),
@@ -88,9 +88,9 @@ _WHOLE = (
     ("rnn", "backward", "ieee", 128, 8, 1, 81920),
 )
 
-# The fewest units that feed a product, which makes most programs with least work for each; batches whose programs are
-# not all on the GPU at once go by STEP. Forward: no more units than leave room for all of their W_hh. 128 is for what
-# does not fit WHOLE: "tf32", and GPUs with less memory. Projected layers, "tf32x3" and "ieee" go by STEP.
+# The fewest units that feed a product: most programs, with the least work for each. Batches whose programs are not all
+# on the GPU at once take STEP. Forward has no more units than leave room for all of their W_hh. 128 is for layers that
+# do not fit WHOLE: "tf32", and GPUs with less memory. Projected layers, "tf32x3" and "ieee" take STEP.
 _GROUP = (
     # cell, pass, products, padded sizes H, then GroupTile (`shared` of the largest)
     ("lstm", "forward", "16-bit", (128, 256), 32, 0, 4, 1, 73728),
@@ -119,8 +119,8 @@ _GROUP = (
     ("rnn", "backward", "tf32", (128, 256, 512, 1024), 16, 64, 4, 3, 16384),
 )
 
-# The first whose batch and memory suffice: 64 rows read W_hh from L2 a quarter as often. The width of a product is
-# 4 * block_h for the gated cells in forward (3 for the GRU), block_h else. 8 warps where 4 would spill.
+# The first row whose batch and memory suffice is taken: 64 batch rows read W_hh from L2 a quarter as often as 16. A
+# product is 4 * block_h wide for the LSTM in forward, 3 * block_h for the GRU, block_h else. 8 warps where 4 spill.
 _GATED = ("lstm", "lstm_projected", "gru")
 _RNN = ("rnn",)
 _ALL = (*_GATED, *_RNN)

@@ -1,12 +1,14 @@
-"""The GRU's kernels, gates r z n; KINDs and the layout of rows are in common.py, the maths in docs/design/maths.md.
+"""The GRU's kernels. Gate order r z n. The KINDs are explained in common.py, the maths in docs/design/maths.md.
 
-Shapes: gates_x [D, rows, 3H]; gates [D, rows, 4H], r z n and W_hn h + b_hn; grad_gates [D, rows, 4H], n_x r z n_h: the
-first three multiply x, the last three h; output, grad_output [rows, D*H]; hx [D, B, H]; per direction
-weight_hh [3H, H], bias_hn [H].
-Program (x, y, z) owns units x * BLOCK_H.., batch rows y * BLOCK_B.., direction z. r and z of a unit are neighbouring
-columns of one product, by the addresses that weight_hh is read from; n has a product of its own, for a fourth column of
-zeros would cost a third more shared memory. h is rounded to the tensors' dtype after every step, as `output` has it.
-Limits: WHOLE and GROUP hold weight_hh in shared memory.
+Shapes     gates_x [D, rows, 3H]; gates [D, rows, 4H]: r z n and W_hn h + b_hn; grad_gates [D, rows, 4H]: n_x r z n_h,
+           where the first three multiply x and the last three h; output, grad_output [rows, D*H]; hx [D, B, H]; per
+           direction weight_hh [3H, H], bias_hn [H].
+Ownership  Program (x, y, z) owns units x * BLOCK_H.., batch rows y * BLOCK_B.. and direction z. The addresses that
+           weight_hh is read from make r and z of a unit neighbouring columns of one product. n has a product of its
+           own: a fourth column of zeros would cost a third more shared memory.
+Sync       WHOLE: none. GROUP: a barrier after every step. STEP: the end of each launch.
+Saved      r z n and W_hn h + b_hn. h is rounded to the tensors' dtype after every step, as it stands in `output`.
+Limits     WHOLE and GROUP hold weight_hh in shared memory.
 """
 
 import triton
@@ -19,10 +21,9 @@ from .common import (
     first_row,
     product,
     row_before,
-    row_ends,
-    row_lengths,
     streamed_product,
     tanh,
+    tile_of,
     wait_for_group,
 )
 
@@ -36,14 +37,10 @@ def gru_forward(
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Steps first..last-1. BLOCK_K runs over h, so WHOLE and GROUP have all of it."""
-    tile, direction = tl.program_id(0), tl.program_id(2)
+    """Steps first..last-1. BLOCK_K counts elements of h: in WHOLE and GROUP all of them."""
+    tile, direction, b, n, length, begin, end = tile_of(lengths, steps, batch, RAGGED, BLOCK_B, BLOCK_H)
     dtype = output.dtype.element_ty
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    n = tile * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_K)
-    length = row_lengths(lengths, b, steps, batch, RAGGED)
-    begin, end = row_ends(length, direction)
     in_batch = (b < batch)[:, None]
     state = (direction * batch + b).to(tl.int64) * H  # in [D, B, H]
     bias = tl.load(tl.where(direction == 0, bias_hn, bias_hn_reverse) + n, mask=n < H, other=0.0).to(tl.float32)
@@ -77,19 +74,19 @@ def gru_forward(
             joined = product(h, resident_rz, joined, PRECISION, UPCAST)
             n_of_h = product(h, resident_n, n_of_h, PRECISION, UPCAST)
         else:
-            before = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
-            before = row_before(t, begin, hx + state, output + direction * H, before, D * H, H)
-            own_h = tl.load(before[:, None] + n[None, :], mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+            earlier_row = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
+            h_before = row_before(t, begin, hx + state, output + direction * H, earlier_row, D * H, H)
+            own_h = tl.load(h_before[:, None] + n[None, :], mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
             if KIND == GROUP:
                 inside = valid[:, None] & (k < H)[None, :]
-                h = tl.load(before[:, None] + k[None, :], mask=inside, other=0.0, cache_modifier=".cg")
+                h = tl.load(h_before[:, None] + k[None, :], mask=inside, other=0.0, cache_modifier=".cg")
                 joined = product(h, resident_rz, joined, PRECISION, UPCAST)
                 n_of_h = product(h, resident_n, n_of_h, PRECISION, UPCAST)
             else:
                 for block in tl.range(0, H, BLOCK_K, num_stages=STAGES):
                     inside = block + k < H
                     h = tl.load(
-                        before[:, None] + (block + k)[None, :], mask=valid[:, None] & inside[None, :], other=0.0
+                        h_before[:, None] + (block + k)[None, :], mask=valid[:, None] & inside[None, :], other=0.0
                     )
                     w = tl.load(
                         weight_rz[None, :] + (block + k)[:, None], mask=(unit < H)[None, :] & inside[:, None], other=0.0
@@ -132,19 +129,15 @@ def gru_backward(
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Steps first..last-1, counted from the end. Then, in STEP only where first = steps, the gradient of hx.
+    """Steps first..last-1, counted from the end. Then the gradient of hx; in STEP only if first = steps.
 
-    dh = grad_output + carry + (r z n_h gradients of the step after this one) W_hh, carry = z dh of that step; WHOLE:
-    BLOCK_K = BLOCK_H, the columns of dh, and carry is both. GROUP, STEP: a program owns units of dh, and BLOCK_K runs
-    over the 3H rows of W_hh. STEP: carry_state is float32 [D, B, H], zero at first.
+    dh = grad_output + carry + (the next step's r z n_h gradients) W_hh, where carry = z dh of the next step. In WHOLE,
+    BLOCK_K = BLOCK_H counts the columns of dh, and carry includes the product. In GROUP and STEP a program owns units
+    of dh, and BLOCK_K counts the 3H rows of W_hh. In STEP, carry_state is float32 [D, B, H] and starts at zero.
     """
-    tile, direction = tl.program_id(0), tl.program_id(2)
+    tile, direction, b, n, length, begin, end = tile_of(lengths, steps, batch, RAGGED, BLOCK_B, BLOCK_H)
     dtype = grad_gates.dtype.element_ty
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    n = tile * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_K)
-    length = row_lengths(lengths, b, steps, batch, RAGGED)
-    begin, end = row_ends(length, direction)
     in_batch = (b < batch)[:, None]
     state = (direction * batch + b).to(tl.int64) * H  # in [D, B, H]
     weight = tl.where(direction == 0, weight_hh, weight_hh_reverse)
@@ -168,9 +161,9 @@ def gru_backward(
         z = tl.load(saved + H, mask=mask, other=0.0).to(tl.float32)
         candidate = tl.load(saved + 2 * H, mask=mask, other=0.0).to(tl.float32)
         n_of_h = tl.load(saved + 3 * H, mask=mask, other=0.0).to(tl.float32)
-        before = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
-        before = output + before[:, None] * (D * H) + direction * H + n[None, :]
-        own_h = tl.load(before, mask=mask & (t != begin)[:, None], other=0.0).to(tl.float32)
+        earlier_row = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
+        earlier_h = output + earlier_row[:, None] * (D * H) + direction * H + n[None, :]
+        own_h = tl.load(earlier_h, mask=mask & (t != begin)[:, None], other=0.0).to(tl.float32)
         own_h += tl.load(hx + state[:, None] + n[None, :], mask=mask & (t == begin)[:, None], other=0.0).to(tl.float32)
 
         dh = carry
@@ -180,10 +173,10 @@ def gru_backward(
         ending = mask & (t == end)[:, None]
         dh += tl.load(grad_h_n + state[:, None] + n[None, :], mask=ending, other=0.0).to(tl.float32)
         if KIND != WHOLE:
-            after = first_row(t + 1 - 2 * direction, steps, batch, offsets, RAGGED) + b
-            after = grad_gates + (direction * rows + after) * (4 * H) + H
+            later_row = first_row(t + 1 - 2 * direction, steps, batch, offsets, RAGGED) + b
+            later_gates = grad_gates + (direction * rows + later_row) * (4 * H) + H
             dh = streamed_product(
-                after, valid & (t != end), weight + n, n < H, dh, 3 * H, H, BLOCK_K, STAGES, PRECISION, UPCAST
+                later_gates, valid & (t != end), weight + n, n < H, dh, 3 * H, H, BLOCK_K, STAGES, PRECISION, UPCAST
             )
 
         d_n = dh * (1.0 - z) * (1.0 - candidate * candidate)
@@ -211,9 +204,9 @@ def gru_backward(
         none = inside & (length == 0)[:, None]  # these rows' h_n is their hx
         dh = carry + tl.load(grad_h_n + state[:, None] + n[None, :], mask=none, other=0.0).to(tl.float32)
         if KIND != WHOLE:
-            after = first_row(begin, steps, batch, offsets, RAGGED) + b
-            after = grad_gates + (direction * rows + after) * (4 * H) + H
+            later_row = first_row(begin, steps, batch, offsets, RAGGED) + b
+            later_gates = grad_gates + (direction * rows + later_row) * (4 * H) + H
             dh = streamed_product(
-                after, length > 0, weight + n, n < H, dh, 3 * H, H, BLOCK_K, STAGES, PRECISION, UPCAST
+                later_gates, length > 0, weight + n, n < H, dh, 3 * H, H, BLOCK_K, STAGES, PRECISION, UPCAST
             )
         tl.store(grad_hx + state[:, None] + n[None, :], dh.to(grad_hx.dtype.element_ty), mask=inside)

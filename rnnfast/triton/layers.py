@@ -1,7 +1,7 @@
-"""One layer through the Triton kernels: products with the input, launches, results; the operators of rnnfast_triton.
+"""One layer through the Triton kernels: the products with the input, the launches, the results.
 
-No synchronisation with the device and no read of its memory, so a call of padded rows can be captured in a CUDA graph.
-The recurrence is ours, the large products before and after it are torch's.
+Nothing here waits for the device or reads its memory, so a call of padded rows can be captured in a CUDA graph. The
+kernels do the recurrence. The large products before and after it are torch's.
 """
 
 import contextlib
@@ -13,9 +13,12 @@ import torch
 import triton
 from torch import Tensor
 
-from ..call import Call, batch_of, dtype_of
-from ..ops import CELLS, require
+from ..autocast import dtype_of
+from ..call import Call, batch_of
+from ..cells import BIAS, SPECS
+from ..ops import refusal
 from ..precision import float32_products
+from ..rows import Rows
 from . import autotune, interpreted
 from .gru import gru_backward, gru_forward
 from .lstm import lstm_backward, lstm_forward, lstm_project, lstm_unproject
@@ -28,10 +31,10 @@ if triton.knobs.runtime.interpret != interpreted:
 
 
 def device_of(tensor: Tensor) -> Device:
-    """The limits of the GPU that a tensor is on; the interpreter, which has none, plays an H200."""
+    """The limits of the GPU that a tensor is on. The interpreter has the limits of an H200."""
     if not tensor.is_cuda:
         return Device("interpreter", (9, 0), 232_448, 132)
-    properties = torch.cuda.get_device_properties(tensor.device)
+    properties: Any = torch.cuda.get_device_properties(tensor.device)
     capability = properties.major, properties.minor
     return Device(
         properties.name, capability, properties.shared_memory_per_block_optin, properties.multi_processor_count
@@ -39,12 +42,12 @@ def device_of(tensor: Tensor) -> Device:
 
 
 def products_of(dtype: torch.dtype, device: torch.device) -> str:
-    """What `plan` calls the recurrent products of tensors of a dtype."""
+    """`plan`'s word for the recurrent products of tensors of this dtype."""
     return float32_products(device) if dtype is torch.float32 else "16-bit"
 
 
 def _size(layer: Layer, input: Tensor, backward: bool) -> tuple:
-    """What `plan` wants to know of one pass of a layer."""
+    """The arguments of `plan` for one pass of a layer."""
     return (
         layer.cell, backward, layer.hidden_size, layer.output_size, layer.batch, layer.directions,
         products_of(input.dtype, input.device), device_of(input),
@@ -52,7 +55,7 @@ def _size(layer: Layer, input: Tensor, backward: bool) -> tuple:
 
 
 def _choose(layer: Layer, input: Tensor, backward: bool, run: Callable[[Plan], Any]) -> Plan:
-    """The plan of one pass of a layer; `run` runs one, for a measurement. Refuses where there is none."""
+    """The plan of one pass of a layer. `run` runs a plan, for a measurement. Refuses if no plan is possible."""
     size = _size(layer, input, backward)
     if autotune.wanted(input):
         plans = list(candidates(*size, interpreted=interpreted, reasons=[]))
@@ -60,18 +63,18 @@ def _choose(layer: Layer, input: Tensor, backward: bool, run: Callable[[Plan], A
             return autotune.best((*size[:4], *size[5:7]), plans, run)
     chosen = plan(*size, interpreted=interpreted)
     if isinstance(chosen, str):
-        require(False, f"no Triton kernel takes this layer; {chosen}")
+        raise refusal(f"no Triton kernel takes this layer; {chosen}")
     return chosen
 
 
 def refuses(call: Call) -> str | None:
-    """Why one of the two passes of a stack of layers has no plan, or None."""
-    gates, output_size = CELLS[call.cell].gates, call.weights[1].size(1)
-    hidden_size = call.weights[1].size(0) // gates
+    """Why forward or backward of a stack of layers has no plan, or None."""
+    spec, output_size = SPECS[call.cell], call.weights[1].size(1)
+    hidden_size = call.weights[1].size(0) // len(spec.gates)
     dtype = dtype_of(call.input)
     for backward in (False, True):
         chosen = plan(
-            call.cell.split("_")[0], backward, hidden_size, output_size, batch_of(call), 1 + call.bidirectional,
+            spec.operators, backward, hidden_size, output_size, batch_of(call), 1 + call.bidirectional,
             products_of(dtype, call.input.device), device_of(call.input), interpreted=interpreted,
         )  # fmt: skip
         if isinstance(chosen, str):
@@ -80,7 +83,7 @@ def refuses(call: Call) -> str | None:
 
 
 class _Kernel:
-    """A kernel and its arguments. From its second launch on, Triton's look-up of the compiled form is skipped."""
+    """A kernel and its arguments. Only the first launch looks up the compiled kernel."""
 
     def __init__(self, kernel, grid: tuple[int, int, int], config, arguments: dict[str, Any], cooperative=False):
         self.kernel, self.grid = kernel, grid
@@ -88,7 +91,7 @@ class _Kernel:
         self.options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
         if cooperative:
             self.options["launch_cooperative_grid"] = True
-        self.compiled = None
+        self.compiled: Any = None
 
     def launch(self, **steps: int) -> None:
         self.arguments.update(steps)
@@ -100,15 +103,17 @@ class _Kernel:
 
 @contextlib.contextmanager
 def _on(tensor: Tensor) -> Iterator[None]:
-    """Where kernels are launched: on the tensors' device, without autograd and without autocast, whose keys still act
-    on torch's own products inside an operator."""
+    """The place of launches: the tensors' device, without autograd and autocast.
+
+    Both would still act on torch's own products inside an operator.
+    """
     device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
     with device, torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
         yield
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Contiguous and on a 16-byte boundary, as kernels load it; a copy where it is not."""
+    """The tensor itself if it is contiguous and starts on a 16-byte boundary, as kernels load it; else a copy."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
@@ -116,7 +121,7 @@ def aligned(tensor: Tensor) -> Tensor:
 def _arguments(
     layer: Layer, chosen: Plan, input: Tensor, weights: dict[str, list[Tensor]], unused: Tensor
 ) -> dict[str, Any]:
-    """What all kernels take: sizes, rows, tiles, and the weights of both directions. `unused`: any aligned tensor."""
+    """The arguments of all kernels: sizes, rows, tiles, weights of both directions. `unused`: any aligned tensor."""
     config = chosen.config
     products = float32_products(input.device) if input.dtype is torch.float32 else "ieee"  # no choice in 16 bits
     arguments = dict(
@@ -134,7 +139,7 @@ def _arguments(
 
 def _weights(layer: Layer, weights: Sequence[Tensor]) -> dict[str, list[Tensor]]:
     """The weights by name, of each direction."""
-    names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * layer.has_biases + ["weight_hr"] * layer.projected
+    names = layer.layout.names
     return {name: list(weights[i :: len(names)]) for i, name in enumerate(names)}
 
 
@@ -146,11 +151,11 @@ def _grid(layer: Layer, chosen: Plan, columns: int) -> tuple[int, int, int]:
 
 
 def _project_input(layer: Layer, input: Tensor, by_name: dict[str, list[Tensor]]) -> Tensor:
-    """gates_x [D, rows, G*H]: x W_ih^T with all biases that can be added here; the GRU's b_hn cannot."""
+    """gates_x [D, rows, G*H]: x W_ih^T with all biases but the GRU's b_hn, which cannot be added here."""
     rows = input.reshape(layer.rows, layer.input_size)
     gates_x = input.new_empty(layer.directions, layer.rows, by_name["weight_ih"][0].size(0))
     for d, weight_ih in enumerate(by_name["weight_ih"]):
-        if not layer.has_biases:
+        if BIAS not in layer.layout.options:
             torch.mm(rows, weight_ih.t(), out=gates_x[d])
             continue
         bias = by_name["bias_hh"][d]
@@ -167,11 +172,10 @@ def forward(
     input: Tensor,
     states: Sequence[Tensor | None],
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
+    rows: Rows,
 ) -> tuple[Tensor, ...]:
     """(output, *final states, *saved tensors if `save`) of one layer; see ops.py."""
-    layer = layer_of(cell, input, states, weights, batch_sizes, lengths)
+    layer = layer_of(cell, input, states, weights, rows)
     with _on(input):
         run = functools.partial(_forward, layer, relu, save, input, states, weights)
         return run(_choose(layer, input, False, run))
@@ -179,7 +183,7 @@ def forward(
 
 def _forward(layer, relu, save, input, states, weights, chosen):
     hidden_size, directions, batch = layer.hidden_size, layer.directions, layer.batch
-    state_shapes = [(directions, batch, layer.output_size), (directions, batch, hidden_size)][: len(states)]
+    state_shapes = layer.state_shapes
     states = [
         input.new_zeros(shape) if state is None else aligned(state)
         for state, shape in zip(states, state_shapes, strict=True)
@@ -209,6 +213,7 @@ def _forward(layer, relu, save, input, states, weights, chosen):
         biases = [aligned(bias[2 * hidden_size :]) for bias in by_name.get("bias_hh", [])]
         biases = biases or [input.new_zeros(hidden_size)]
         arguments |= dict(bias_hn=biases[0], bias_hn_reverse=biases[-1])
+    c = None
     if layer.cell == "lstm":
         # One step per launch carries c from launch to launch, in float32 as inside the others.
         c = states[1].to(torch.float32, copy=True) if chosen.kind == "step" else None
@@ -231,7 +236,7 @@ def _forward(layer, relu, save, input, states, weights, chosen):
         main.launch(first=s, last=s + 1)
         if project:
             project.launch(s=s)
-    if layer.cell == "lstm":
+    if c is not None:
         final[1] = c.to(input.dtype)
     return (output, *final, *saved)
 
@@ -251,14 +256,13 @@ def backward(
     input: Tensor,
     states: Sequence[Tensor | None],
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
+    rows: Rows,
     output: Tensor,
     saved: Sequence[Tensor],
     needs: Sequence[bool],
 ) -> tuple[Tensor | list[Tensor], ...]:
     """(grad_input, *grads of the states, [grads of the weights]); `grads` of output and final states, None for zero."""
-    layer = layer_of(cell, input, states, weights, batch_sizes, lengths)
+    layer = layer_of(cell, input, states, weights, rows)
     check_results(layer, input, grads, output, saved)
     with _on(input):
         run = functools.partial(_backward, layer, relu, grads, input, states, weights, output, saved, needs)
@@ -268,16 +272,16 @@ def backward(
 def _backward(layer, relu, grads, input, states, weights, output, saved, needs, chosen):
     need_input, need_states, need_weights = needs
     hidden_size, directions, batch = layer.hidden_size, layer.directions, layer.batch
-    state_shapes = [(directions, batch, layer.output_size), (directions, batch, hidden_size)][: len(states)]
+    state_shapes = layer.state_shapes
     if batch == 0 or not any(needs):
         return _no_gradients(input, state_shapes, weights, needs)
     states = [
         input.new_zeros(shape) if state is None else aligned(state)
         for state, shape in zip(states, state_shapes, strict=True)
     ]
-    grad_output, *grad_states = (grad if grad is None else aligned(grad) for grad in grads)
+    grad_output, *given = (grad if grad is None else aligned(grad) for grad in grads)
     grad_states = [
-        input.new_zeros(shape) if grad is None else grad for grad, shape in zip(grad_states, state_shapes, strict=True)
+        input.new_zeros(shape) if grad is None else grad for grad, shape in zip(given, state_shapes, strict=True)
     ]
     by_name = _weights(layer, weights)
     planes = 1 if layer.cell == "rnn" else 4
@@ -294,6 +298,7 @@ def _backward(layer, relu, grads, input, states, weights, output, saved, needs, 
     if layer.cell == "gru":
         carry = input.new_zeros(state_shapes[0], dtype=torch.float32) if step else grad_gates
         arguments |= dict(carry_state=carry)
+    dc = None
     if layer.cell == "lstm":
         dc = grad_states[1].to(torch.float32, copy=True) if step else None
         arguments |= dict(
@@ -316,7 +321,7 @@ def _backward(layer, relu, grads, input, states, weights, output, saved, needs, 
             main.launch(first=s, last=s + 1)
         if need_states:
             main.launch(first=layer.steps, last=layer.steps)
-        if layer.cell == "lstm":
+        if dc is not None:
             grad_final[1] = dc.to(input.dtype)
 
     grad_input, grad_weights = _products(
@@ -327,7 +332,7 @@ def _backward(layer, relu, grads, input, states, weights, output, saved, needs, 
 
 
 def _no_gradients(input, state_shapes, weights, needs):
-    """Where there is nothing to sum: zeros of what is wanted."""
+    """Zeros for each wanted gradient, where there is nothing to sum."""
     need_input, need_states, need_weights = needs
     return (
         input.new_zeros(input.shape if need_input else 0),
@@ -342,7 +347,7 @@ def _products(layer, input, hx, by_name, output, saved, grad_gates, grad_project
     hidden_size = layer.hidden_size
     grad_input = input.new_empty(0)
     if need_input:
-        grad_rows = None
+        grad_rows: Any = None
         for d, weight_ih in enumerate(by_name["weight_ih"]):
             gradient = grad_gates[d]
             if layer.cell == "gru":  # n_x r z multiply x; W_ih has r z n
@@ -360,7 +365,7 @@ def _products(layer, input, hx, by_name, output, saved, grad_gates, grad_project
         if layer.cell == "gru":
             of_x, of_h = of_x[:, : 3 * hidden_size], of_x[:, hidden_size:]
         own = [of_x.t() @ rows, of_h.t() @ previous_h(layer, output, hx[d], d)]
-        if layer.has_biases:
+        if BIAS in layer.layout.options:
             own += [of_x.sum(0), of_h.sum(0)]
         if layer.cell == "gru":  # n_x r z, in this order, to r z n
             own[::2] = [tensor.roll(-hidden_size, 0) for tensor in own[::2]]

@@ -1,12 +1,13 @@
-"""The LSTM's kernels, gates i f g o; KINDs and the layout of rows are in common.py, the maths in docs/design/maths.md.
+"""The LSTM's kernels. Gate order i f g o. The KINDs are explained in common.py, the maths in docs/design/maths.md.
 
-Shapes: gates_x, gates, grad_gates [D, rows, 4H]; c_saved [D, rows, H] float32; output, grad_output [rows, D*P];
-hx [D, B, P], cx [D, B, H]; per direction weight_hh [4H, P], weight_hr [P, H]. P = H where nothing is projected.
-Program (x, y, z) owns units x * BLOCK_H.., batch rows y * BLOCK_B.., direction z. The four gates of a unit are
-neighbouring columns of one product, by the addresses that weight_hh is read from: one product per step, not four.
-For backward forward saves activated gates, in place of gates_x if the launcher likes, and c.
-Limits: WHOLE holds weight_hh and weight_hr in shared memory; a projected layer has no GROUP, which would need a second
-barrier per step, and its STEP is two launches.
+Shapes     gates_x, gates, grad_gates [D, rows, 4H]; c_saved [D, rows, H] float32; output, grad_output [rows, D*P];
+           hx [D, B, P]; cx [D, B, H]; per direction weight_hh [4H, P], weight_hr [P, H]. P = H without projection.
+Ownership  Program (x, y, z) owns units x * BLOCK_H.., batch rows y * BLOCK_B.. and direction z. The addresses that
+           weight_hh is read from make the four gates of a unit neighbouring columns: a step has one product, not four.
+Sync       WHOLE: none. GROUP: a barrier after every step. STEP: the end of each launch.
+Saved      The activated gates and c. `gates` may be the memory of gates_x.
+Limits     WHOLE holds weight_hh and weight_hr in shared memory. A projected layer has no GROUP, which would need a
+           second barrier per step, and its STEP takes two launches.
 """
 
 import triton
@@ -20,11 +21,10 @@ from .common import (
     interleave,
     product,
     row_before,
-    row_ends,
-    row_lengths,
     separate,
     streamed_product,
     tanh,
+    tile_of,
     wait_for_group,
 )
 
@@ -38,18 +38,14 @@ def lstm_forward(
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Steps first..last-1. BLOCK_K runs over h, so WHOLE and GROUP have all of it.
+    """Steps first..last-1. BLOCK_K counts elements of h: in WHOLE and GROUP all of them.
 
-    STEP: cx and c_n are one float32 state; a projected one leaves h in `hidden` [D, B, H] for lstm_project.
+    STEP: cx and c_n are the same float32 tensor. A projected layer leaves h in `hidden` [D, B, H] for lstm_project.
     """
-    tile, direction = tl.program_id(0), tl.program_id(2)
+    tile, direction, b, n, length, begin, end = tile_of(lengths, steps, batch, RAGGED, BLOCK_B, BLOCK_H)
     PROJECTED: tl.constexpr = P != H
     dtype = output.dtype.element_ty
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    n = tile * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_K)
-    length = row_lengths(lengths, b, steps, batch, RAGGED)
-    begin, end = row_ends(length, direction)
     in_batch = (b < batch)[:, None]
     place = (direction * batch + b)[:, None].to(tl.int64) * H + n[None, :]  # in [D, B, H]
     state = (direction * batch + b).to(tl.int64) * P  # in [D, B, P]
@@ -81,15 +77,15 @@ def lstm_forward(
         if KIND == WHOLE:
             joined = product(h, resident, joined, PRECISION, UPCAST)
         else:
-            before = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
-            before = row_before(t, begin, hx + state, output + direction * P, before, D * P, P)
+            earlier_row = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
+            h_before = row_before(t, begin, hx + state, output + direction * P, earlier_row, D * P, P)
             if KIND == GROUP:
                 inside = valid[:, None] & (k < P)[None, :]
-                h = tl.load(before[:, None] + k[None, :], mask=inside, other=0.0, cache_modifier=".cg")
+                h = tl.load(h_before[:, None] + k[None, :], mask=inside, other=0.0, cache_modifier=".cg")
                 joined = product(h, resident, joined, PRECISION, UPCAST)
             else:
                 joined = streamed_product(
-                    before, valid, weight, unit < H, joined, P, 1, BLOCK_K, STAGES, PRECISION, UPCAST
+                    h_before, valid, weight, unit < H, joined, P, 1, BLOCK_K, STAGES, PRECISION, UPCAST
                 )
         h_i, h_f, h_g, h_o = separate(joined)
         i = tl.sigmoid(i + h_i)
@@ -132,12 +128,8 @@ def lstm_project(
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """STEP's second launch of a projected layer: output = hidden W_hr^T of step s; a program owns BLOCK_H of the P."""
-    direction = tl.program_id(2)
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    p = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    length = row_lengths(lengths, b, steps, batch, RAGGED)
-    begin, end = row_ends(length, direction)
+    """STEP's second launch of a projected layer: output = hidden W_hr^T at step s. A program owns BLOCK_H of the P."""
+    _, direction, b, p, length, begin, end = tile_of(lengths, steps, batch, RAGGED, BLOCK_B, BLOCK_H)
     t = tl.where(direction == 0, s, steps - 1 - s)
     row = first_row(t, steps, batch, offsets, RAGGED) + b
     valid = t < length
@@ -161,13 +153,11 @@ def lstm_unproject(
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """STEP's first launch of a projected layer in backward: the gradient of the projected h of the s-th step from the
-    end into `grad_projected` [D, rows, P]; a program owns BLOCK_H of the P."""
-    direction = tl.program_id(2)
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    p = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    length = row_lengths(lengths, b, steps, batch, RAGGED)
-    begin, end = row_ends(length, direction)
+    """STEP's first launch of a projected layer in backward, at the s-th step from the end.
+
+    Writes the gradient of the projected h to `grad_projected` [D, rows, P]. A program owns BLOCK_H of the P.
+    """
+    _, direction, b, p, length, begin, end = tile_of(lengths, steps, batch, RAGGED, BLOCK_B, BLOCK_H)
     t = tl.where(direction == 0, steps - 1 - s, s)
     row = first_row(t, steps, batch, offsets, RAGGED) + b
     valid = t < length
@@ -178,10 +168,12 @@ def lstm_unproject(
         dh += tl.load(given, mask=mask, other=0.0).to(tl.float32)
     given = grad_h_n + (direction * batch + b)[:, None].to(tl.int64) * P + p[None, :]
     dh += tl.load(given, mask=mask & (t == end)[:, None], other=0.0).to(tl.float32)
-    after = first_row(t + 1 - 2 * direction, steps, batch, offsets, RAGGED) + b
-    after = grad_gates + (direction * rows + after) * (4 * H)
+    later_row = first_row(t + 1 - 2 * direction, steps, batch, offsets, RAGGED) + b
+    later_gates = grad_gates + (direction * rows + later_row) * (4 * H)
     weight = tl.where(direction == 0, weight_hh, weight_hh_reverse) + p
-    dh = streamed_product(after, valid & (t != end), weight, p < P, dh, 4 * H, P, BLOCK_K, STAGES, PRECISION, UPCAST)
+    dh = streamed_product(
+        later_gates, valid & (t != end), weight, p < P, dh, 4 * H, P, BLOCK_K, STAGES, PRECISION, UPCAST
+    )
     out = grad_projected + (direction * rows + row)[:, None] * P + p[None, :]
     tl.store(out, dh.to(grad_projected.dtype.element_ty), mask=mask)
 
@@ -195,20 +187,16 @@ def lstm_backward(
     KIND: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Steps first..last-1, counted from the end. Then, in STEP only where first = steps, the gradient of hx.
+    """Steps first..last-1, counted from the end. Then the gradient of hx; in STEP only if first = steps.
 
-    dh = grad_output + (gate gradients of the step after this one) W_hh. WHOLE: BLOCK_K runs over the P columns of dh.
-    GROUP, STEP: a program owns units of dh, and BLOCK_K runs over the 4H rows of W_hh. STEP: grad_c_n and grad_cx are
-    one float32 state; a projected one finds the gradient of the projected h in `grad_projected` (lstm_unproject).
+    dh = grad_output + (gradients of the next step's gates) W_hh. In WHOLE, BLOCK_K counts the P columns of dh. In
+    GROUP and STEP a program owns units of dh, and BLOCK_K counts the 4H rows of W_hh. In STEP, grad_c_n and grad_cx
+    are the same float32 tensor, and a projected layer finds the gradient of the projected h in `grad_projected`.
     """
-    tile, direction = tl.program_id(0), tl.program_id(2)
+    tile, direction, b, n, length, begin, end = tile_of(lengths, steps, batch, RAGGED, BLOCK_B, BLOCK_H)
     PROJECTED: tl.constexpr = P != H
     dtype = grad_gates.dtype.element_ty
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    n = tile * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_K)
-    length = row_lengths(lengths, b, steps, batch, RAGGED)
-    begin, end = row_ends(length, direction)
     in_batch = (b < batch)[:, None]
     place = (direction * batch + b)[:, None].to(tl.int64) * H + n[None, :]  # in [D, B, H]
     state = (direction * batch + b).to(tl.int64) * P  # in [D, B, P]
@@ -237,13 +225,13 @@ def lstm_backward(
         g = tl.load(saved + 2 * H, mask=mask, other=0.0).to(tl.float32)
         o = tl.load(saved + 3 * H, mask=mask, other=0.0).to(tl.float32)
         c = tl.load(c_saved + (direction * rows + row)[:, None] * H + n[None, :], mask=mask, other=0.0)
-        before = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
-        before = c_saved + (direction * rows + before)[:, None] * H + n[None, :]
-        c_before = tl.load(before, mask=mask & (t != begin)[:, None], other=0.0)
+        earlier_row = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
+        earlier_c = c_saved + (direction * rows + earlier_row)[:, None] * H + n[None, :]
+        c_before = tl.load(earlier_c, mask=mask & (t != begin)[:, None], other=0.0)
         c_before += tl.load(cx + place, mask=mask & (t == begin)[:, None], other=0.0).to(tl.float32)
 
-        after = first_row(t + 1 - 2 * direction, steps, batch, offsets, RAGGED) + b
-        after = grad_gates + (direction * rows + after) * (4 * H)
+        later_row = first_row(t + 1 - 2 * direction, steps, batch, offsets, RAGGED) + b
+        later_gates = grad_gates + (direction * rows + later_row) * (4 * H)
         dh = tl.zeros((BLOCK_B, BLOCK_K if KIND == WHOLE else BLOCK_H), tl.float32)
         if KIND == STEP and PROJECTED:
             dh = streamed_product(
@@ -261,7 +249,7 @@ def lstm_backward(
                 dh += later
             else:
                 dh = streamed_product(
-                    after, valid & (t != end), weight + n, n < P, dh, 4 * H, P, BLOCK_K, STAGES, PRECISION, UPCAST
+                    later_gates, valid & (t != end), weight + n, n < P, dh, 4 * H, P, BLOCK_K, STAGES, PRECISION, UPCAST
                 )
         if KIND == WHOLE and PROJECTED:
             low = dh.to(dtype)
@@ -295,9 +283,9 @@ def lstm_backward(
         if KIND == WHOLE:
             dh += later
         else:
-            after = first_row(begin, steps, batch, offsets, RAGGED) + b
-            after = grad_gates + (direction * rows + after) * (4 * H)
+            later_row = first_row(begin, steps, batch, offsets, RAGGED) + b
+            later_gates = grad_gates + (direction * rows + later_row) * (4 * H)
             dh = streamed_product(
-                after, length > 0, weight + n, n < P, dh, 4 * H, P, BLOCK_K, STAGES, PRECISION, UPCAST
+                later_gates, length > 0, weight + n, n < P, dh, 4 * H, P, BLOCK_K, STAGES, PRECISION, UPCAST
             )
         tl.store(grad_hx + state[:, None] + p[None, :], dh.to(grad_hx.dtype.element_ty), mask=inside)

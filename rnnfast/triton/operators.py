@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from .. import reference
-from ..ops import require_later_layers
+from ..cells import FAMILIES, CellSpec, step_weights
+from ..rows import PADDED, Rows
+from ..stack import layer_by_layer, require_later_layers
 from . import interpreted
 
 
@@ -14,25 +15,27 @@ def _layers():
     return layers
 
 
-def _layer_operators(cell: str, states: int, flags: int):
+def _layer_operators(cell: str, spec: CellSpec):
     """(infer, fwd, bwd) of a cell, with the arguments of their schemas."""
+    states, flags = len(spec.states), len(spec.flags)
+    end = states + 1 + len(Rows._fields)  # of the rows, after the input, the states and the weights
 
     def split(arguments):
-        """(relu, then what `layers` takes: input, states, weights, batch_sizes, lengths), and what follows."""
+        """((relu, input, states, weights, rows), the arguments after these)."""
         input, *rest = arguments
-        relu = bool(flags and rest[states + 3])
-        return (relu, input, rest[:states], *rest[states : states + 3]), rest[states + 3 + flags :]
+        relu = bool(flags and rest[end])
+        return (relu, input, rest[:states], rest[states], Rows(*rest[states + 1 : end])), rest[end + flags :]
 
     def infer(*arguments):
-        (relu, input, given, weights, *rows), more = split(arguments)
+        (relu, input, given, weights, rows), more = split(arguments)
         (num_layers,) = more or (1,)
         if num_layers != 1:
-            require_later_layers(given, weights, num_layers)
+            require_later_layers(spec.name, given, weights, num_layers)
 
         def layer(cell, *of_layer):
             return _layers().forward(cell, relu, False, *of_layer)
 
-        return reference.stack(layer, cell, input, given, weights, num_layers, 0.0, *rows)
+        return layer_by_layer(layer, cell, input, given, weights, num_layers, 0.0, rows)
 
     def fwd(*arguments):
         (relu, *layer), _ = split(arguments)
@@ -46,18 +49,20 @@ def _layer_operators(cell: str, states: int, flags: int):
     return infer, fwd, bwd
 
 
-def _step_operators(cell: str, states: int, flags: int):
-    """(infer, fwd, bwd) of one step of a cell: a layer of one time step and no `output` but h_n."""
+def _step_operators(cell: str, spec: CellSpec):
+    """(infer, fwd, bwd) of one step of a cell: a layer of one time step, whose only output is h_n."""
+    states, flags = len(spec.states), len(spec.flags)
+    end = states + len(step_weights(spec))  # of the weights, after the input
 
     def as_layer(arguments):
         input, *rest = arguments
-        given = [weight is not None for weight in rest[states + 2 : states + 4]]
+        given = [weight is not None for weight in rest[states + 2 : end]]
         if sum(given) == 1:
             raise RuntimeError("biases: expected bias_ih and bias_hh or neither, got 1 of them")
         hx = [state if state is None else state[None] for state in rest[:states]]
-        weights = [weight for weight in rest[states : states + 4] if weight is not None]
-        relu = bool(flags and rest[states + 4])
-        return (relu, input[None], hx, weights, None, None), rest[states + 4 + flags :]
+        weights = [weight for weight in rest[states:end] if weight is not None]
+        relu = bool(flags and rest[end])
+        return (relu, input[None], hx, weights, PADDED), rest[end + flags :]
 
     def run(arguments, save):
         _check_step(arguments[0])
@@ -86,7 +91,7 @@ def _check_step(input: Tensor) -> None:
 
 
 def _output_of(cell: str, layer, saved) -> Tensor:
-    """The h of a single step, which is not saved: its backward reads no row of it, only its shape is checked."""
+    """A tensor in the place of the output of a single step. Backward checks its shape and reads none of it."""
     input, states, weights = layer[:3]
     return input.new_empty(*input.shape[:-1], weights[1].size(1))
 
@@ -97,14 +102,14 @@ def refuses(call) -> str | None:
 
 
 def register() -> torch.library.Library:
-    """Gives rnnfast_triton::* their implementations, for CUDA tensors, and for those of the CPU where interpreted.
+    """Implements rnnfast_triton::* for CUDA tensors, and in the interpreter for CPU tensors.
 
-    They last as long as the library that is returned.
+    The implementations last as long as the returned library.
     """
     library = torch.library.Library("rnnfast_triton", "IMPL")
-    for cell, states, flags in (("rnn", 1, 1), ("gru", 1, 0), ("lstm", 2, 0)):
+    for cell, spec in FAMILIES.items():
         for prefix, operators in ((cell, _layer_operators), (f"{cell}_step", _step_operators)):
-            for name, function in zip(("infer", "fwd", "bwd"), operators(cell, states, flags), strict=True):
+            for name, function in zip(("infer", "fwd", "bwd"), operators(cell, spec), strict=True):
                 for key in ("CUDA", "CPU") if interpreted else ("CUDA",):
                     library.impl(f"{prefix}_{name}", function, key)
     return library

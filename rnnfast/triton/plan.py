@@ -1,4 +1,4 @@
-"""Which kernel with which tile a layer takes on a GPU: a pure function of shapes and of the GPU's limits."""
+"""The choice of kernel and tile for a layer on a GPU: a pure function of shapes and of the GPU's limits."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Device(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How one pass of a layer runs; `reasons` says why the kinds before it do not."""
+    """How one pass of a layer runs. `reasons` says why not by the kinds before this one."""
 
     kind: str
     config: Config
@@ -49,7 +49,7 @@ def pad(size: int) -> int:
 
 
 def plan(*shape_and_device, interpreted: bool = False) -> Plan | str:
-    """How a pass runs on a device, the first of `candidates`; or why it cannot. Takes their arguments."""
+    """How a pass runs on a device: the first of `candidates`, with the same arguments; or why it cannot."""
     reasons: list[str] = []
     found = next(candidates(*shape_and_device, interpreted=interpreted, reasons=reasons), None)
     return found or "; ".join(reasons)
@@ -68,10 +68,10 @@ def candidates(
     interpreted: bool,
     reasons: list[str],
 ) -> Iterator[Plan]:
-    """Every plan of one pass that `device` can run, the best by estimate first; `reasons` tells why others cannot.
+    """Every plan of one pass that `device` can run, the best by estimate first.
 
-    `products` is "16-bit" or one of precision.PRODUCTS. WHOLE comes first, where the weights fit into one program; then
-    GROUP, where all its programs are on the GPU at once; then STEP.
+    `products` is "16-bit" or one of precision.PRODUCTS. `reasons` gets the reasons against other plans. WHOLE comes
+    first and needs weights that fit into one program. GROUP needs all its programs on the GPU at once. STEP is last.
     """
     if device.capability < OLDEST:
         found = ".".join(map(str, device.capability))
@@ -92,8 +92,8 @@ def candidates(
         return shared <= device.shared
 
     sizes = WHOLE_TILES.get(key, {})
-    units = min((size for size in sizes if size >= padded), default=None)
-    if units is None:
+    units = min((size for size in sizes if size >= padded), default=0)
+    if units == 0:
         reasons.append(f"whole: there is no tile for {padded} units (padded)")
     for tile in sizes.get(units, ()):
         if fits("whole", tile.shared):

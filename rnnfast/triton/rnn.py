@@ -1,8 +1,11 @@
-"""The RNN's kernels, tanh or relu; KINDs and the layout of rows are in common.py, the maths in docs/design/maths.md.
+"""The RNN's kernels, tanh or relu. The KINDs are explained in common.py, the maths in docs/design/maths.md.
 
-Shapes: gates_x, grad_gates [D, rows, H]; output, grad_output [rows, D*H]; hx [D, B, H]; per direction weight_hh [H, H].
-Program (x, y, z) owns units x * BLOCK_H.., batch rows y * BLOCK_B.., direction z. Nothing is saved for backward but
-`output`, from which both derivatives follow. Limits: WHOLE and GROUP hold weight_hh in shared memory.
+Shapes     gates_x, grad_gates [D, rows, H]; output, grad_output [rows, D*H]; hx [D, B, H]; per direction
+           weight_hh [H, H].
+Ownership  Program (x, y, z) owns units x * BLOCK_H.., batch rows y * BLOCK_B.. and direction z.
+Sync       WHOLE: none. GROUP: a barrier after every step. STEP: the end of each launch.
+Saved      Nothing: both derivatives follow from `output`.
+Limits     WHOLE and GROUP hold weight_hh in shared memory.
 """
 
 import triton
@@ -15,10 +18,9 @@ from .common import (
     first_row,
     product,
     row_before,
-    row_ends,
-    row_lengths,
     streamed_product,
     tanh,
+    tile_of,
     wait_for_group,
 )
 
@@ -32,14 +34,10 @@ def rnn_forward(
     BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Steps first..last-1. BLOCK_K runs over h, so WHOLE and GROUP have all of it."""
-    tile, direction = tl.program_id(0), tl.program_id(2)
+    """Steps first..last-1. BLOCK_K counts elements of h: in WHOLE and GROUP all of them."""
+    tile, direction, b, n, length, begin, end = tile_of(lengths, steps, batch, RAGGED, BLOCK_B, BLOCK_H)
     dtype = output.dtype.element_ty
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    n = tile * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_K)
-    length = row_lengths(lengths, b, steps, batch, RAGGED)
-    begin, end = row_ends(length, direction)
     in_batch = (b < batch)[:, None]
     state = (direction * batch + b).to(tl.int64) * H  # in [D, B, H]
     weight = tl.where(direction == 0, weight_hh, weight_hh_reverse) + n.to(tl.int64) * H
@@ -59,14 +57,14 @@ def rnn_forward(
         if KIND == WHOLE:
             a = product(h, resident, a, PRECISION, UPCAST)
         else:
-            before = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
-            before = row_before(t, begin, hx + state, output + direction * H, before, D * H, H)
+            earlier_row = first_row(t + 2 * direction - 1, steps, batch, offsets, RAGGED) + b
+            h_before = row_before(t, begin, hx + state, output + direction * H, earlier_row, D * H, H)
             if KIND == GROUP:
                 inside = valid[:, None] & (k < H)[None, :]
-                h = tl.load(before[:, None] + k[None, :], mask=inside, other=0.0, cache_modifier=".cg")
+                h = tl.load(h_before[:, None] + k[None, :], mask=inside, other=0.0, cache_modifier=".cg")
                 a = product(h, resident, a, PRECISION, UPCAST)
             else:
-                a = streamed_product(before, valid, weight, n < H, a, H, 1, BLOCK_K, STAGES, PRECISION, UPCAST)
+                a = streamed_product(h_before, valid, weight, n < H, a, H, 1, BLOCK_K, STAGES, PRECISION, UPCAST)
         if RELU:
             a = tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL)
         else:
@@ -93,18 +91,13 @@ def rnn_backward(
     KIND: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Steps first..last-1, counted from the end. Then, in STEP only where first = steps, the gradient of hx.
+    """Steps first..last-1, counted from the end. Then the gradient of hx; in STEP only if first = steps.
 
-    dh = grad_output + (the gradient of the step after this one) W_hh; BLOCK_K runs over the rows of W_hh, in WHOLE
-    over all of them.
+    dh = grad_output + (the next step's gradient) W_hh. BLOCK_K counts rows of W_hh: in WHOLE all of them.
     """
-    tile, direction = tl.program_id(0), tl.program_id(2)
+    tile, direction, b, n, length, begin, end = tile_of(lengths, steps, batch, RAGGED, BLOCK_B, BLOCK_H)
     dtype = grad_gates.dtype.element_ty
-    b = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
-    n = tile * BLOCK_H + tl.arange(0, BLOCK_H)
     k = tl.arange(0, BLOCK_K)
-    length = row_lengths(lengths, b, steps, batch, RAGGED)
-    begin, end = row_ends(length, direction)
     in_batch = (b < batch)[:, None]
     state = (direction * batch + b).to(tl.int64) * H  # in [D, B, H]
     weight = tl.where(direction == 0, weight_hh, weight_hh_reverse)
@@ -128,10 +121,10 @@ def rnn_backward(
         if KIND == WHOLE:
             dh += later
         else:
-            after = first_row(t + 1 - 2 * direction, steps, batch, offsets, RAGGED) + b
-            after = grad_gates + (direction * rows + after) * H
+            later_row = first_row(t + 1 - 2 * direction, steps, batch, offsets, RAGGED) + b
+            later_gates = grad_gates + (direction * rows + later_row) * H
             dh = streamed_product(
-                after, valid & (t != end), weight + n, n < H, dh, H, H, BLOCK_K, STAGES, PRECISION, UPCAST
+                later_gates, valid & (t != end), weight + n, n < H, dh, H, H, BLOCK_K, STAGES, PRECISION, UPCAST
             )
         if RELU:
             new = tl.where(h <= 0.0, 0.0, dh).to(dtype)
@@ -151,7 +144,9 @@ def rnn_backward(
         if KIND == WHOLE:
             dh += later
         else:
-            after = first_row(begin, steps, batch, offsets, RAGGED) + b
-            after = grad_gates + (direction * rows + after) * H
-            dh = streamed_product(after, length > 0, weight + n, n < H, dh, H, H, BLOCK_K, STAGES, PRECISION, UPCAST)
+            later_row = first_row(begin, steps, batch, offsets, RAGGED) + b
+            later_gates = grad_gates + (direction * rows + later_row) * H
+            dh = streamed_product(
+                later_gates, length > 0, weight + n, n < H, dh, H, H, BLOCK_K, STAGES, PRECISION, UPCAST
+            )
         tl.store(grad_hx + state[:, None] + n[None, :], dh.to(grad_hx.dtype.element_ty), mask=inside)

@@ -1,4 +1,4 @@
-"""What the launchers know of one layer: its sizes, checked before any memory is touched, and where its rows lie."""
+"""The launchers' view of one layer: its sizes, checked before any memory is touched, and the places of its rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..ops import directions_of, require
+from ..cells import FAMILIES, PROJECTION, Layout, Sizes, arrangement_of, shapes_of
+from ..ops import refusal, require
+from ..rows import Rows
 from .common import LENGTHS, PACKED, PADDED
 
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -24,7 +25,7 @@ class Layer(NamedTuple):
     hidden_size: int
     output_size: int  # proj_size if projected
     directions: int
-    has_biases: bool
+    layout: Layout  # which weights a direction has
     ragged: int  # PADDED, LENGTHS or PACKED of common.py
     lengths: Tensor | None  # [B] on the device; None where PADDED
     offsets: Tensor | None  # int64 [T], the first row of each step; None where not PACKED
@@ -34,8 +35,14 @@ class Layer(NamedTuple):
         return self.output_size != self.hidden_size
 
     @property
+    def state_shapes(self) -> list[tuple[int, int, int]]:
+        """[D, B, size] of h and, for an LSTM, of c."""
+        sizes = Sizes(self.input_size, 0, self.hidden_size, self.output_size)
+        return [(self.directions, self.batch, sizes[state.axis]) for state in FAMILIES[self.cell].states]
+
+    @property
     def padding(self) -> bool:
-        """Whether there are rows at or after a row's length, which no kernel touches."""
+        """Whether some rows lie at or after their sequence's length. No kernel touches those."""
         return self.ragged == LENGTHS.value
 
 
@@ -50,10 +57,10 @@ def layer_of(
     input: Tensor,
     states: Sequence[Tensor | None],
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
+    rows: Rows,
 ) -> Layer:
-    """Refuses, naming what was expected and what was given, tensors that do not fit together."""
+    """The layer that these tensors make. Refuses tensors that do not fit together, with what was expected and given."""
+    batch_sizes, lengths = rows
     packed = batch_sizes is not None
     hx = states[0]
     require(not packed or lengths is None, "batch_sizes and lengths: expected at most 1 of them, got both")
@@ -65,37 +72,37 @@ def layer_of(
     if hx is not None:
         require(hx.dim() == 3, f"hx: expected 3 dimensions, got shape {list(hx.shape)}")
 
-    count, most = len(weights), 5 if cell == "lstm" else 4
-    directions = directions_of(weights)
-    each = count // directions
-    fits = count % directions == 0 and 2 <= each <= most and (each != 3 or cell == "lstm")
-    require(fits, f"weights: expected 2 or 4 tensors per direction (3 or 5 with an LSTM's projection), got {count}")
+    spec, gates = FAMILIES[cell], len(FAMILIES[cell].gates)
+    arrangement = arrangement_of(spec, weights)
+    if arrangement is None:
+        expected = "2 or 4 tensors per direction (3 or 5 with an LSTM's projection)"
+        raise refusal(f"weights: expected {expected}, got {len(weights)}")
+    layout, directions = arrangement.layout, arrangement.directions
     for name, weight in zip(("weight_ih", "weight_hh"), weights, strict=False):
         require(weight.dim() == 2, f"{name}: expected 2 dimensions, got shape {list(weight.shape)}")
     gate_rows = weights[0].size(0)
-    require(gate_rows % GATES[cell] == 0, f"weight_ih: expected {GATES[cell]} * hidden_size rows, got {gate_rows}")
-    hidden_size, input_size = gate_rows // GATES[cell], input.size(-1)
-    projected = each % 2 == 1
+    require(gate_rows % gates == 0, f"weight_ih: expected {gates} * hidden_size rows, got {gate_rows}")
+    hidden_size, input_size = gate_rows // gates, input.size(-1)
     output_size = hidden_size
-    if projected:
+    if PROJECTION in layout.options:
         narrow = weights[1].size(1) < hidden_size
         require(narrow, f"weight_hr: expected a proj_size below hidden_size {hidden_size}, got {weights[1].size(1)}")
         output_size = weights[1].size(1) if hx is None else hx.size(2)
-    batch = hx.size(1) if packed else input.size(1)
-    steps = batch_sizes.numel() if packed else input.size(0)
+    batch, steps = input.size(1), input.size(0)
+    if batch_sizes is not None and hx is not None:
+        batch, steps = hx.size(1), batch_sizes.numel()
     require(packed or steps > 0, f"input: expected at least one time step, got shape {list(input.shape)}")
     least = min(input_size, hidden_size, output_size)
     require(least > 0, f"expected input_size, hidden_size and proj_size above zero, got {least}")
-    shapes = [(gate_rows, input_size), (gate_rows, output_size), (gate_rows,), (gate_rows,)][: each - projected]
-    shapes += [(output_size, hidden_size)] if projected else []
-    for i, weight in enumerate(weights):
-        _check_tensor(f"weights[{i}]", weight, shapes[i % each], input)
-    for name, state, size in zip(("hx", "cx"), states, (output_size, hidden_size), strict=False):
+    sizes = Sizes(input_size, gate_rows, hidden_size, output_size)
+    for i, (weight, shape) in enumerate(zip(weights, shapes_of(layout, sizes) * directions, strict=True)):
+        _check_tensor(f"weights[{i}]", weight, shape, input)
+    for of_spec, state in zip(spec.states, states, strict=True):
         if state is not None:
-            _check_tensor(name, state, (directions, batch, size), input)
+            _check_tensor(f"{of_spec.letter}x", state, (directions, batch, sizes[of_spec.axis]), input)
 
     ragged, lengths_of_rows, offsets = PADDED, None, None
-    if packed:
+    if batch_sizes is not None:
         ragged = PACKED
         offsets, lengths_of_rows = _packed_rows(batch_sizes, batch, input)
     elif lengths is not None:
@@ -106,15 +113,15 @@ def layer_of(
             low, high = int(lengths.min()), int(lengths.max())
             require(low >= 0 and high <= steps, f"lengths: expected values from 0 to {steps}, got {low} to {high}")
         ragged, lengths_of_rows = LENGTHS, lengths.contiguous()
-    rows = input.size(0) if packed else steps * batch
+    count = input.size(0) if packed else steps * batch
     return Layer(
-        cell, steps, batch, rows, input_size, hidden_size, output_size, directions, each >= 4,
+        cell, steps, batch, count, input_size, hidden_size, output_size, directions, layout,
         ragged.value, lengths_of_rows, offsets,
     )  # fmt: skip
 
 
 def _packed_rows(batch_sizes: Tensor, batch: int, input: Tensor) -> tuple[Tensor, Tensor]:
-    """(offsets [T], lengths [B]), int64 on the device of input, by one copy and without waiting for it."""
+    """(offsets [T], lengths [B]), int64 on the device of input. One copy, and nobody waits for it."""
     kind = f"{batch_sizes.dtype} {list(batch_sizes.shape)} on {batch_sizes.device}"
     good = batch_sizes.dtype is torch.int64 and batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu"
     require(good and batch_sizes.numel() > 0, f"batch_sizes: expected int64 [T] on the CPU, T > 0, got {kind}")
@@ -138,32 +145,33 @@ def _packed_rows(batch_sizes: Tensor, batch: int, input: Tensor) -> tuple[Tensor
 def check_results(
     layer: Layer, input: Tensor, grads: Sequence[Tensor | None], output: Tensor, saved: Sequence[Tensor]
 ) -> None:
-    """Refuses what a backward operator got from forward that does not fit."""
+    """Refuses tensors of forward, or gradients, that do not fit a backward operator."""
     output_shape = (*input.shape[:-1], layer.directions * layer.output_size)
-    shapes = [(layer.directions, layer.batch, size) for size in (layer.output_size, layer.hidden_size)]
     _check_tensor("output", output, output_shape, input)
     require(output.is_contiguous(), "output: expected the contiguous tensor of forward")
-    for name, grad, shape in zip(("output", "h_n", "c_n"), grads, (output_shape, *shapes), strict=False):
+    names = ("output", "h_n", "c_n")
+    for name, grad, shape in zip(names, grads, (output_shape, *layer.state_shapes), strict=False):
         if grad is not None:
             _check_tensor(f"grad_{name}", grad, shape, input)
-    for i, (tensor, planes) in enumerate(zip(saved, (4, 1), strict=False)):
-        shape = [layer.directions, layer.rows, planes * layer.hidden_size]
-        dtype = input.dtype if i == 0 else torch.float32
-        good = tensor.dtype == dtype and list(tensor.shape) == shape and tensor.is_contiguous()
+    for i, (tensor, of_spec) in enumerate(zip(saved, FAMILIES[layer.cell].saved, strict=True)):
+        planes_shape = [layer.directions, layer.rows, of_spec.planes * layer.hidden_size]
+        dtype = torch.float32 if of_spec.wide else input.dtype
+        good = tensor.dtype == dtype and list(tensor.shape) == planes_shape and tensor.is_contiguous()
         kind = f"{tensor.dtype} {list(tensor.shape)}"
-        require(good and tensor.device == input.device, f"saved_{i}: expected {dtype} {shape} of forward, got {kind}")
+        good = good and tensor.device == input.device
+        require(good, f"saved_{i}: expected {dtype} {planes_shape} of forward, got {kind}")
 
 
 def zero_padding(layer: Layer, rows: Tensor) -> Tensor:
-    """`rows` [T, B, N] or [T*B, N] with zeros at and after each row's length: 0 * NaN is not 0."""
-    if not layer.padding:
+    """`rows` [T, B, N] or [T*B, N] with zeros at and after each row's length, because 0 * NaN is not 0."""
+    if not layer.padding or layer.lengths is None:
         return rows
     valid = torch.arange(layer.steps, device=rows.device)[:, None] < layer.lengths
     return torch.where(valid[..., None], rows.reshape(layer.steps, layer.batch, -1), 0).view(rows.shape)
 
 
 def previous_h(layer: Layer, output: Tensor, hx: Tensor, direction: int) -> Tensor:
-    """[rows, P]: the h that each row of one direction started from; zero in padding."""
+    """[rows, P]: the h before each row in one direction; zero in padding."""
     size = layer.output_size
     output = output.view(layer.rows, -1)[:, direction * size : (direction + 1) * size]
     if layer.ragged == PACKED.value:
@@ -171,7 +179,7 @@ def previous_h(layer: Layer, output: Tensor, hx: Tensor, direction: int) -> Tens
     if direction == 0:
         return zero_padding(layer, torch.cat([hx, output[: layer.rows - layer.batch]]))
     later = torch.cat([output[layer.batch :], hx])
-    if layer.ragged == PADDED.value:
+    if layer.lengths is None:
         return later
     last = torch.arange(layer.steps, device=output.device)[:, None] == layer.lengths - 1
     later = torch.where(last[..., None], hx, later.view(layer.steps, layer.batch, size))
@@ -179,10 +187,11 @@ def previous_h(layer: Layer, output: Tensor, hx: Tensor, direction: int) -> Tens
 
 
 def _previous_row(layer: Layer, direction: int) -> Tensor:
-    """int64 [rows] of a packed layer: the row of the step before, or rows + b where that is hx's."""
+    """int64 [rows] of a packed layer: the row of the step before, or rows + b where hx comes before."""
+    assert layer.offsets is not None and layer.lengths is not None
     sizes = torch.diff(layer.offsets, append=layer.offsets.new_full((1,), layer.rows))
     step = torch.repeat_interleave(sizes, output_size=layer.rows)  # the step of each row
     b = torch.arange(layer.rows, device=sizes.device) - layer.offsets[step]
-    begins = step == (0 if direction == 0 else layer.lengths[b] - 1)
+    begins = torch.eq(step, 0 if direction == 0 else layer.lengths[b] - 1)
     before = (step + (1 if direction else -1)).clamp(0, layer.steps - 1)
     return torch.where(begins, layer.rows + b, layer.offsets[before] + b)

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import rnnfast
-from rnnfast import select
+from rnnfast import _backends, select
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 
@@ -377,7 +377,7 @@ def test_a_stack_takes_the_shortest_way(kind, given, bidirectional, monkeypatch)
     assert_same(ours(x, hx), expected)
 
 
-@pytest.mark.parametrize("dtype", select.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", _backends.DTYPES, ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_every_dtype_takes_the_shortest_way(kind, dtype, monkeypatch):
     ours, theirs = (module.to(dtype) for module in twins(kind))

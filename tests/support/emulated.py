@@ -9,6 +9,7 @@ import torch
 
 from rnnfast import _ext, autograd
 from rnnfast.precision import follow_switch
+from rnnfast.rows import Rows
 from support.harness import Case, Data, conditioning, decide_relu, make_module, run, run_oracle, run_stock, run_values
 from support.tolerances import CEILING, assert_parity, max_error
 
@@ -43,7 +44,7 @@ def layer_forward(case: Case, data: Data, weights: list[Tensor]):
         elif case.ragged:
             packed = torch.nn.utils.rnn.pack_padded_sequence(x, data.lengths)
             x, batch_sizes = packed.data, packed.batch_sizes
-        output, *finals = autograd.layer(case.cell, x, states, weights, batch_sizes, lengths, NAMESPACE)
+        output, *finals = autograd.layer(case.cell, x, states, weights, Rows(batch_sizes, lengths), NAMESPACE)
         if packed is not None:
             packed = packed._replace(data=output)
             output, _ = torch.nn.utils.rnn.pad_packed_sequence(packed, total_length=case.T)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rnnfast import functional, reference
 from rnnfast.ops import CELLS
+from rnnfast.rows import Rows
+from rnnfast.stack import layer_by_layer
 from support.malformed import (
     FLOATS,
     changed,
@@ -271,4 +273,4 @@ def as_documented(cell, shapes, x, states, weights, batch_sizes, lengths):
     states = [zero if s is None else s.detach().float() for s, zero in zip(states or zeros, zeros, strict=True)]
     weights = [weight.detach().float() for weight in weights]
     x = x.detach().float()
-    return reference.stack(reference.layer, cell, x, states, weights, shapes.layers, 0.0, batch_sizes, lengths)
+    return layer_by_layer(reference.layer, cell, x, states, weights, shapes.layers, 0.0, Rows(batch_sizes, lengths))
