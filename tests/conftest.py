@@ -27,6 +27,8 @@ LONGEST = (
     "test_emulator",
     "test_cuda_step",
     "test_triton_ops",
+    "test_triton_group",
+    "test_triton",
 )
 
 

@@ -68,7 +68,7 @@ def worker(rank, model, address, results, static_graph):
 
 @pytest.mark.quick(1)
 @pytest.mark.skipif(not distributed.is_available(), reason="this torch is built without torch.distributed")
-@pytest.mark.parametrize("start", ["spawn", "fork"])
+@pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_two_processes_train_like_one(start, tmp_path):
     """Gradients are averaged over the processes: the same as one process of torch.nn on all rows with half the loss."""
     torch.manual_seed(0)

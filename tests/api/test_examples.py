@@ -47,6 +47,7 @@ def numbers(pattern: str, printed: str) -> list[float]:
 DIFFERENCE = r"largest difference[^:\n]*?:? (\d\.\de[+-]\d+)"
 
 
+@pytest.mark.quick(0)
 def test_convert_pretrained():
     printed = run("convert_pretrained.py")
     assert "convert made it rnnfast's GRU: True" in printed

@@ -46,6 +46,7 @@ def test_odd_shapes(cell, steps, batch, hidden_size, dtype):
     check(Case(cell, steps, batch, 3, hidden_size, dtype=dtype, bidirectional=batch == 17), "triton")
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("cell", CELLS)
 def test_units_that_do_not_fit_into_one_program(cell):
     check(Case(cell, 2, 3, 4, 257), "triton")

@@ -24,6 +24,7 @@ def small_groups(monkeypatch):
     monkeypatch.setattr(layers, "plan", lambda *size, interpreted: plan.plan(*size))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("ragged", [None, "lengths", "unsorted"])
 @pytest.mark.parametrize("cell", CELLS)
@@ -34,6 +35,7 @@ def test_parity_whatever_the_order_of_the_programs(cell, ragged, seed):
     assert len(switches) == 3 and min(switches) > programs * SHAPE[0]  # forward, backward, forward without gradients
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_parity_in_16_bits(cell, dtype):
@@ -59,6 +61,7 @@ def never(arrivals, step):
         pass
 
 
+@pytest.mark.quick(0)
 def test_a_program_that_waits_for_ever_is_an_error(monkeypatch):
     monkeypatch.setattr(lstm, "wait_for_group", never)
     with concurrent(1), pytest.raises(Exception, match="wait for each other for ever"):

@@ -44,7 +44,7 @@ def triton_operators(monkeypatch):
     monkeypatch.setattr(test_ops_checks, "OPS", OPERATORS["rnnfast_triton"])
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("variant", VARIANTS, ids=["padded", "packed", "lengths"])
 @pytest.mark.parametrize(("cell", "options"), KINDS)
 def test_opcheck(cell, options, variant):
@@ -52,7 +52,7 @@ def test_opcheck(cell, options, variant):
     test_ops.test_opcheck(Case(cell, **SMALL, **options, **variant))
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("variant", VARIANTS, ids=["padded", "packed", "lengths"])
 @pytest.mark.parametrize(("cell", "options"), KINDS)
 def test_a_stack_is_its_layers(cell, options, variant):
@@ -67,7 +67,7 @@ def test_opcheck_of_steps(cell):
     test_ops.test_step_is_a_layer_of_one_step(Case(cell, **SMALL), given=True)
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_of_less(cell):
     test_ops.test_opcheck_backward_with_less(Case(cell, **SMALL))
