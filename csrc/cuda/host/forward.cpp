@@ -51,11 +51,11 @@ void run_step(Call& call, const LayerInputs& in, const ForwardLayer<void>& layer
     step.recurrent[d] = call.aligned(weights.weight_hh(d));
     if (weights.is_projected()) step.projection[d] = call.aligned(weights.weight_hr(d));
   }
-  std::optional<Tensor> carry, cells;
+  std::optional<Tensor> carry, unprojected;
   if (has_c(in.cell) && !layer.c) carry = empty(call.device, call.wide, {D, B, H});
-  if (weights.is_projected()) cells = call.new_tensor({D, B, H});
+  if (weights.is_projected()) unprojected = call.new_tensor({D, B, H});
   step.carry = write<float>(carry);
-  step.cells = write(cells);
+  step.cells = write(unprojected);
   step.aligned =
       call.rows_aligned(layer.output, sizes.output_size()) && call.rows_aligned(layer.hx, sizes.output_size());
   step.aligned_cells = call.rows_aligned(step.cells, H);
