@@ -1,4 +1,4 @@
-// What is known of each cell, whatever its sizes. Every backend in C++ or CUDA reads it here; rnnfast/ops.py has the
+// What is known of each cell, whatever its sizes. Every backend in C++ or CUDA reads it here; rnnfast/cells.py has the
 // same facts for Python. The formulas of a step are in cell.h, the weights in weights.h.
 #pragma once
 

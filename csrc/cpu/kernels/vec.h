@@ -6,7 +6,7 @@
 // a * b + c becomes one fma instruction where the instruction set has it (-ffp-contract=fast, the default of GNU C++).
 //
 // All activations use one exponential of base 2, without the special cases of a library. The absolute error in float32,
-// against float64, is below 1e-7 for sigmoid and below 1.8e-7 for tanh (tests/test_robustness.py).
+// against float64, is below 1e-7 for sigmoid and below 1.8e-7 for tanh (tests/api/test_robustness.py).
 // NaN passes through, because clamp() keeps a NaN.
 
 template <class T>

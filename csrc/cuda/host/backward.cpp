@@ -101,10 +101,11 @@ void weight_gradients(Call& call, const LayerInputs& in, const BackwardLayer<voi
   const Tensor previous = call.new_tensor({D, N, P});
   check_cuda(gather_previous(call.arithmetic, layer, layer.output, layer.hx, write(previous), call.stream),
              "previous states");
-  std::optional<Tensor> cells, sums;
+  std::optional<Tensor> unprojected, sums;
   if (own.is_projected()) {
-    cells = call.new_tensor({D, N, H});
-    check_cuda(cell_outputs(call.arithmetic, layer, layer.gates, layer.c, write(*cells), call.stream), "cell outputs");
+    unprojected = call.new_tensor({D, N, H});
+    check_cuda(cell_outputs(call.arithmetic, layer, layer.gates, layer.c, write(*unprojected), call.stream),
+               "cell outputs");
   }
   if (own.has_biases()) {
     const int64_t dim = 1;
@@ -133,7 +134,7 @@ void weight_gradients(Call& call, const LayerInputs& in, const BackwardLayer<voi
     }
     if (own.is_projected())
       multiply(own.weight_hr(d), view(*grad_projected, {P, N}, {1, P}, d * N * P),
-               view(*cells, {N, H}, {H, 1}, d * N * H));
+               view(*unprojected, {N, H}, {H, 1}, d * N * H));
   }
 }
 

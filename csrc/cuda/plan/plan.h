@@ -1,5 +1,6 @@
 // Chooses the kernel that runs a layer. The choice follows from the layer's sizes, the arithmetic, the device's limits
-// and the resources of the kernels. Nothing here calls CUDA, so every machine can test it (tests/test_cuda_plan.py).
+// and the resources of the kernels. Nothing here calls CUDA, so every machine can test it
+// (tests/cuda/test_cuda_plan.py).
 //
 // There are four tiers. The first that can run a layer is preferred:
 //   cta      one CTA per batch tile and direction holds all of W_hh
