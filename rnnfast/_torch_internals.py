@@ -1,6 +1,7 @@
 """Every private name of torch that rnnfast uses. No other module names one, but for a layer's list of weights.
 
-tests/project/test_torch_internals.py asks for each whether it exists and behaves as said here. Try a new torch there first.
+tests/project/test_torch_internals.py asks for each whether it exists and behaves as said here. Try a new torch there
+first.
 Nothing here imports torch._dynamo, which takes seconds.
 """
 
