@@ -3,8 +3,9 @@
 Every number comes from compiling, none from a GPU. `shared` is the largest value that the compiler reported. Triton 3.9
 was asked for sm_80, sm_90 and sm_100, Triton 3.6 for sm_90, and for the largest tiles on all three. `make test-full`
 compiles every row (tests/triton_kernels/test_triton_compile.py). A program has 16 batch rows where nothing else is
-said. That is the least that a tensor core product takes, and makes the most programs. Until something is measured, each
-row has a purpose that no other row has. Smaller tiles for smaller H, and second choices for other batches, wait for a GPU.
+said. That is the least that a tensor core product takes, and makes the most programs. Until something is measured,
+each row has a purpose that no other row has. Smaller tiles for smaller H, and second choices for other batches, wait
+for a GPU.
 """
 
 from typing import NamedTuple
