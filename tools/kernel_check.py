@@ -100,8 +100,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=FRAMEWORKS)
     parser.add_argument("--isa", help="one instruction set; default: all of this machine")
-    parser.add_argument("options", nargs="*", help="for the C++ program, after --")
-    arguments = parser.parse_args()
+    own = sys.argv[1:]
+    end = own.index("--") if "--" in own else len(own)
+    arguments = parser.parse_args(own[:end])
     reason = missing(FRAMEWORKS[arguments.what])
     if reason:
         print(reason, file=sys.stderr)
@@ -114,7 +115,7 @@ def main() -> int:
     for isa in [arguments.isa] if arguments.isa else sets:
         program = build(arguments.what, isa, sets[isa])
         print(f"--- {isa}", flush=True)
-        if subprocess.run([str(program), *options(arguments.what), *arguments.options]).returncode:
+        if subprocess.run([str(program), *options(arguments.what), *own[end + 1 :]]).returncode:
             failed.append(isa)
     if failed:
         print("failed:", ", ".join(failed), file=sys.stderr)
