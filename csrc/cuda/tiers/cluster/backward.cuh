@@ -212,6 +212,30 @@ struct ClusterBackward {
     }
   }
 
+  // An item's gradient of the projected h goes to the operand of the product with W_hr, and to memory.
+  static RNNFAST_DEVICE void store_projected(int i, unsigned char* projected, const Layer& layer, float2 grad,
+                                             bool active, bool aligned, int column, int64_t row, int first_unit,
+                                             int P) {
+    const int u = unit_of(i);
+    ProjectedGrads::store_pair(projected, ProjectedGrads::offset(column, u), grad.x, grad.y);
+    if (active)
+      store_pairs<1>(layer.grad_projected + row * P + first_unit + u, 0, P - first_unit - u, aligned,
+                     [&](int, int half) { return half ? grad.y : grad.x; });
+  }
+
+  // An item's gate gradients go to the operand of the product with W_hh, and to memory.
+  static RNNFAST_DEVICE void store_grads(int u, unsigned char* operand, const Layer& layer, const float (&grad)[2][4],
+                                         bool active, bool aligned, int column, int64_t row, int first_unit, int H) {
+    constexpr int kFirst = kGradPlanes - kGates;  // GRU's n_x does not multiply W_hh
+#pragma unroll
+    for (int m = 0; m < kGates; ++m)
+      GateGrads::store_pair(operand, GateGrads::offset(column, m * kSlice + u), grad[0][kFirst + m],
+                            grad[1][kFirst + m]);
+    if (active)
+      store_pairs<kGradPlanes>(layer.grad_gates + (row * kGradPlanes) * H + first_unit + u, H, H - first_unit - u,
+                               aligned, [&](int m, int half) { return grad[half][m]; });
+  }
+
   static RNNFAST_DEVICE void store_final(const Layer& layer, const float (&dh)[kItems][2], const float (&dc)[kItems][2],
                                          const BatchTile& tile, const Lane& lane, bool known, int64_t b, int rank,
                                          int first_unit, int64_t first_row, int H, int P) {
@@ -348,12 +372,8 @@ __global__ void __launch_bounds__(ClusterBackward<arithmetic, cell, kHidden, kPr
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         if (!Traits::item_exists(i)) continue;
-        const int u = Traits::unit_of(i);
-        const float2 grad = grad_of_output(i);
-        ProjectedGrads::store_pair(projected, ProjectedGrads::offset(column, u), grad.x, grad.y);
-        if (active)
-          store_pairs<1>(layer.grad_projected + row * P + first_unit + u, 0, P - first_unit - u, projected_aligned,
-                         [&](int, int half) { return half ? grad.y : grad.x; });
+        Traits::store_projected(i, projected, layer, grad_of_output(i), active, projected_aligned, column, row,
+                                first_unit, P);
       }
       block_sync();
       float sum[Traits::kTiles][4];
@@ -383,15 +403,7 @@ __global__ void __launch_bounds__(ClusterBackward<arithmetic, cell, kHidden, kPr
         Traits::apply_cell(grad[half], carry, dc[i][half], c[i][half], g, grad_h, s, layer.relu, active, has_previous);
         dh[i][half] = active ? carry : dh[i][half];
       }
-      constexpr int kFirst = Traits::kGradPlanes - Traits::kGates;  // GRU's n_x does not multiply W_hh
-#pragma unroll
-      for (int m = 0; m < Traits::kGates; ++m)
-        GateGrads::store_pair(operand, GateGrads::offset(column, m * kSlice + u), grad[0][kFirst + m],
-                              grad[1][kFirst + m]);
-      if (active)
-        store_pairs<Traits::kGradPlanes>(layer.grad_gates + (row * Traits::kGradPlanes) * H + first_unit + u, H,
-                                         H - first_unit - u, grads_aligned,
-                                         [&](int m, int half) { return grad[half][m]; });
+      Traits::store_grads(u, operand, layer, grad, active, grads_aligned, column, row, first_unit, H);
     }
     copy_wait<kStages - 2>();  // the next step's stage
     block_sync();
