@@ -20,9 +20,14 @@ from torch.autograd import forward_ad
 
 
 def is_nothing_active() -> bool:
-    """Whether none of the modes below is active. One call for the fast path, which asks at every call."""
+    """Whether torch makes no graph and none of the modes below is active: all that the fast path asks, in one call.
+
+    torch.compiler.is_compiling() asks for _is_compiling_flag too, and for torch.jit.script, in 0.1 us. Under Dynamo the
+    flag tells nothing: ask torch.compiler.is_dynamo_compiling() first.
+    """
     return not (
-        _C._is_any_autocast_enabled()
+        compiler._is_compiling_flag
+        or _C._is_any_autocast_enabled()
         or compiler._is_exporting_flag
         or _C._are_functorch_transforms_active()
         or _C._get_tracing_state() is not None

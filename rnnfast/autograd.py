@@ -107,16 +107,17 @@ class _Layer(torch.autograd.Function):
             # A graph does not see that a saved output is changed in place. Inductor makes no copy where it is not.
             return outputs[0].clone(), *outputs[1 : 1 + states]
         ctx.set_materialize_grads(False)
+        batch_sizes, lengths = rows.batch_sizes, rows.lengths  # *rows takes 0.1 us, because it is a NamedTuple
         try:
-            outputs = op.eager_layer.fwd(input, *tensors[:states], tensors[states:], *rows, *op.flags)
+            outputs = op.eager_layer.fwd(input, *tensors[:states], tensors[states:], batch_sizes, lengths, *op.flags)
         except RuntimeError as error:
             reraise(error)
         if saved_tensors_hooks(True) is not None:
             ctx.version = _counter_of(outputs[0]), version_of(outputs[0])
             ctx.weights = [(w, version_of(w)) for w in tensors[states:] if not w.is_inference()]
         # Hooks may round what they pack, and autograd saves nothing that was made in inference mode.
-        ctx.batch_sizes = None if rows.batch_sizes is None else rows.batch_sizes.clone()
-        ctx.save_for_backward(None, rows.lengths, input, *tensors, outputs[0], *outputs[1 + states :])
+        ctx.batch_sizes = batch_sizes if batch_sizes is None else batch_sizes.clone()
+        ctx.save_for_backward(None, lengths, input, *tensors, outputs[0], *outputs[1 + states :])
         return outputs[: 1 + states]
 
     @staticmethod

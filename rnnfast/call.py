@@ -41,9 +41,7 @@ def zeros(call: Call) -> tuple[Tensor, ...]:
     hidden_size, output_size = call.weights[0].size(0) // len(spec.gates), call.weights[1].size(1)
     ahead = (batch,) if call.step else (call.num_layers * (2 if call.bidirectional else 1), batch)
     hx = torch.zeros(*ahead, output_size, dtype=input.dtype, device=input.device)
-    if len(spec.states) == 1:
-        return (hx,)
-    wide = hx
-    if hidden_size != output_size:
-        wide = torch.zeros(*ahead, hidden_size, dtype=input.dtype, device=input.device)
+    if hidden_size == output_size:
+        return (hx,) * len(spec.states)
+    wide = torch.zeros(*ahead, hidden_size, dtype=input.dtype, device=input.device)
     return tuple([hx if state.axis == OUTPUT else wide for state in spec.states])

@@ -24,7 +24,7 @@ def is_open_to(input: Any, dtypes: tuple[torch.dtype, ...] = DTYPES) -> TypeGuar
         and input.dtype in dtypes
         and input.is_cpu
         and not input.is_nested
-        and not compiler.is_compiling()
+        and not compiler.is_dynamo_compiling()
         and (request.name is None or request.name == "cpu")
         and _ext.failure is None
         and is_nothing_active()

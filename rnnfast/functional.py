@@ -12,7 +12,7 @@ from ._torch_internals import recurrent_operator
 from .call import Call, zeros
 from .cells import SPECS
 from .check import LENGTHS_NEED, check_states, check_what_torch_trusts, descending
-from .rows import Rows
+from .rows import PADDED, Rows
 from .run import run
 
 
@@ -45,7 +45,7 @@ def _stack_of(cell: str, doc: str) -> Callable[..., tuple[Tensor, ...]]:
             training,
             bidirectional,
             batch_first,
-            Rows(batch_sizes, lengths),
+            PADDED if batch_sizes is None and lengths is None else Rows(batch_sizes, lengths),
         )
         results = run(call)
         return _by_torch(call) if results is None else results

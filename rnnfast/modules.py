@@ -28,6 +28,7 @@ from .run import run
 
 _ALL_STEPS = tuple(PADDED)  # unpacks faster than a NamedTuple
 _RNNS: Any = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # torch.nn's `mode`
+_RNN_OPERATORS: Any = {mode: CELLS[cell] for mode, cell in _RNNS.items()}
 
 _NOTE = """
     .. note::
@@ -86,6 +87,7 @@ class _Recurrent(_DropIn, _Layer):
 
     _cell: Any = None
     """The kind of cell; None: an RNN's `mode` says."""
+    _operators: Any = None  # of `_cell`
     _class_asks = False
     """Whether the class has a method of its own in the place of one in _ASKED."""
 
@@ -164,9 +166,8 @@ class _Recurrent(_DropIn, _Layer):
             lengths: int32 or int64 `(N)`, the lengths of the sequences in padded input; see the class. Raises
                 RuntimeError for another shape, dtype or device, and ValueError beside a PackedSequence.
         """
-        cell, num_layers = self._cell or _RNNS.get(self.mode), self.num_layers
         weights: Any = self._flat_weights
-        op: Any = CELLS.get(cell)
+        num_layers, op = self.num_layers, self._operators or _RNN_OPERATORS.get(self.mode)
         bare, biased, projected, both = op.counts if op is not None else (0, 0, 0, 0)
         each = (both if self.proj_size else biased) if self.bias else projected if self.proj_size else bare
         usual = (
@@ -192,7 +193,7 @@ class _Recurrent(_DropIn, _Layer):
             x = x.transpose(0, 1)
         try:
             if trains:
-                output, *hidden = autograd.stack(cell, x, states, weights, num_layers)
+                output, *hidden = autograd.stack(op.spec.name, x, states, weights, num_layers)
             else:  # what autograd.infer does; a call of it would take half a microsecond
                 output, *hidden = op.eager_layer.infer(x, *states, weights, *_ALL_STEPS, *op.flags, num_layers)
         except RuntimeError as error:
@@ -210,8 +211,7 @@ class _Recurrent(_DropIn, _Layer):
         """`forward` for what the fast path does not take."""
         call = self._call(input, hx, lengths)
         if call is None:
-            proxy = proxy_in(input, hx)
-            if proxy is not None:
+            if (proxy := proxy_in(input, hx)) is not None:
                 return record(self, proxy, input, hx=hx, lengths=lengths)
             return self._by_torch(self._call(input, None), input, hx, lengths)
         packed, asks = isinstance(input, PackedSequence), self._asks()
@@ -268,13 +268,13 @@ class RNN(_Recurrent, torch.nn.RNN):
 
 class LSTM(_Recurrent, torch.nn.LSTM):
     __doc__ = f"{torch.nn.LSTM.__doc__}{_NOTE.format('LSTM')}{_LENGTHS_NOTE}"
-    _cell = "lstm"
+    _cell, _operators = "lstm", CELLS["lstm"]
     _torch_class = torch.nn.LSTM
 
 
 class GRU(_Recurrent, torch.nn.GRU):
     __doc__ = f"{torch.nn.GRU.__doc__}{_NOTE.format('GRU')}{_LENGTHS_NOTE}"
-    _cell = "gru"
+    _cell, _operators = "gru", CELLS["gru"]
     _torch_class = torch.nn.GRU
 
 
