@@ -21,8 +21,11 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
+#include "cpu/frozen.h"
 #include "cpu/layer.h"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -40,13 +43,26 @@ namespace rnnfast::RNNFAST_ISA {
 #include "cpu/kernels/stretches.h"
 #include "cpu/kernels/step_backward.inl.h"
 #include "cpu/kernels/backward.inl.h"
+#include "cpu/kernels/frozen/formats.inl.h"
+#include "cpu/kernels/frozen/activations.inl.h"
+#include "cpu/kernels/frozen/tile.inl.h"
+#include "cpu/kernels/frozen/forward.inl.h"
 // clang-format on
 
+#if defined(RNNFAST_INT8_ONLY)
+extern const FrozenKernels kFrozen;
+const FrozenKernels kFrozen = {RNNFAST_NAME, nullptr, nullptr, run_frozen<FrozenInt8>};
+#else
 extern const Kernels kKernels;
+extern const FrozenKernels kFrozen;
 #if defined(RNNFAST_BF16_ONLY)
 const Kernels kKernels = {RNNFAST_NAME, nullptr, nullptr, forward<BFloat16>, nullptr, nullptr, backward<BFloat16>};
+const FrozenKernels kFrozen = {RNNFAST_NAME, nullptr, run_frozen<FrozenBFloat16>, nullptr};
 #else
 const Kernels kKernels = {RNNFAST_NAME,    forward<float>,   forward<double>, nullptr,
                           backward<float>, backward<double>, nullptr};
+const FrozenKernels kFrozen = {RNNFAST_NAME, run_frozen<FrozenFloat32>, run_frozen<FrozenBFloat16>,
+                               run_frozen<FrozenInt8>};
+#endif
 #endif
 }  // namespace rnnfast::RNNFAST_ISA
