@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -137,5 +136,5 @@ def _weights_of(named: dict[str, Tensor | None], suffix: str, weights: str) -> W
         pairs = [quantised(matrix) for matrix in matrices]
         converted, scales = [pair[0] for pair in pairs], tuple(pair[1] for pair in pairs)
     else:
-        converted = [convert[weights](matrix) for matrix in matrices]
+        converted = [matrix.to(getattr(torch, weights)) for matrix in matrices]
     return Weights(converted[0], converted[1], converted[2] if hr is not None else None, scales, bias_ih, bias_hh)

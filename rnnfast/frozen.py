@@ -129,9 +129,9 @@ class Frozen(torch.nn.Module):
         ]
         given = {name: state_dict[prefix + name] for name in expected if prefix + name in state_dict}
         wrong = [
-            f"{prefix}{name}: expected {expected[name].dtype} {list(expected[name].shape)}, got {t.dtype} {list(t.shape)}"
-            for name, t in given.items()
-            if t.shape != expected[name].shape or t.dtype != expected[name].dtype
+            f"{prefix}{name}: expected {_kind(expected[name])}, got {_kind(tensor)}"
+            for name, tensor in given.items()
+            if _kind(tensor) != _kind(expected[name])
         ]
         missing_keys.extend(missing)
         unexpected_keys.extend(unexpected)
@@ -153,6 +153,10 @@ class Frozen(torch.nn.Module):
         packing.check_header(self.sizes, self.packed)
 
 
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
 class FrozenLayer(Frozen):
     """A frozen RNN, GRU or LSTM: all its layers and directions as one operator."""
 
@@ -169,8 +173,9 @@ class FrozenLayer(Frozen):
     def _stock(self) -> torch.nn.Module:
         options = {"nonlinearity": "relu"} if self.sizes.cell == "rnn_relu" else {}
         options |= {"proj_size": self.proj_size} if self.sizes.cell == "lstm" else {}
-        sizes = self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first
-        return _STOCK[self.sizes.cell](*sizes, bidirectional=self.bidirectional, device="meta", **options)
+        options |= {"bias": self.bias, "batch_first": self.batch_first, "bidirectional": self.bidirectional}
+        sizes = self.input_size, self.hidden_size, self.num_layers
+        return _STOCK[self.sizes.cell](*sizes, device="meta", **options)
 
     def forward(self, input, hx=None, *, lengths=None):
         """As torch.nn's: (output, h_n) or (output, (h_n, c_n)).
