@@ -126,10 +126,6 @@ def _weights_of(named: dict[str, Tensor | None], suffix: str, weights: str) -> W
     ih, hh, hr, bias_ih, bias_hh = (
         named[name + suffix] for name in ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
     )
-    convert: dict[str, Callable[[Tensor], Tensor]] = {
-        "float32": lambda w: w,
-        "bfloat16": lambda w: w.to(torch.bfloat16),
-    }
     matrices = [matrix for matrix in (ih, hh, hr) if matrix is not None]
     scales: tuple[Tensor, ...] = ()
     if weights == "int8":
