@@ -29,11 +29,14 @@ class Source(NamedTuple):
 CPU_SOURCES = (
     Source("csrc/cpu/host/ops_cpu.cpp"),
     Source("csrc/cpu/host/layers.cpp"),
+    Source("csrc/cpu/host/frozen.cpp"),
     Source("csrc/cpu/host/isa.cpp"),
     Source("csrc/cpu/kernels/isa_base.cpp"),
     Source("csrc/cpu/kernels/isa_neon.cpp", machine="aarch64"),
     Source("csrc/cpu/kernels/isa_avx2.cpp", AVX2, machine="x86_64"),
+    Source("csrc/cpu/kernels/isa_avx2_vnni.cpp", (*AVX2, "-mavxvnni"), machine="x86_64"),
     Source("csrc/cpu/kernels/isa_avx512.cpp", AVX512, machine="x86_64"),
+    Source("csrc/cpu/kernels/isa_avx512_vnni.cpp", (*AVX512, "-mavx512vnni"), machine="x86_64"),
     Source("csrc/cpu/kernels/isa_avx512_bf16.cpp", (*AVX512, "-mavx512bf16"), machine="x86_64"),
 )
 

@@ -25,8 +25,11 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
+#include "cpu/frozen.h"
 #include "cpu/layer.h"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -56,17 +59,29 @@ namespace rnnfast::RNNFAST_ISA {
 #include "cpu/kernels/backward_step.inl.h"
 #include "cpu/kernels/backward_sums.inl.h"
 #include "cpu/kernels/backward.inl.h"
+#include "cpu/kernels/frozen/formats.inl.h"
+#include "cpu/kernels/frozen/activations.inl.h"
+#include "cpu/kernels/frozen/tile.inl.h"
+#include "cpu/kernels/frozen/forward.inl.h"
 // clang-format on
 
-#if !defined(RNNFAST_PARTS_ONLY)
+#if defined(RNNFAST_PARTS_ONLY)  // the tests of the kernels' parts (tests/kernels)
+#elif defined(RNNFAST_INT8_ONLY)
+extern const FrozenKernels kFrozen;
+const FrozenKernels kFrozen = {RNNFAST_NAME, nullptr, nullptr, run_frozen<FrozenInt8>};
+#elif defined(RNNFAST_BF16_ONLY)
 extern const Kernels kKernels;
-#if defined(RNNFAST_BF16_ONLY)
+extern const FrozenKernels kFrozen;
 const Kernels kKernels = {
     RNNFAST_NAME, nullptr, nullptr, forward_stack<BFloat16>, nullptr, nullptr, backward_layer<BFloat16>};
+const FrozenKernels kFrozen = {RNNFAST_NAME, nullptr, run_frozen<FrozenBFloat16>, nullptr};
 #else
+extern const Kernels kKernels;
+extern const FrozenKernels kFrozen;
 const Kernels kKernels = {RNNFAST_NAME, forward_stack<float>,  forward_stack<double>,
                           nullptr,      backward_layer<float>, backward_layer<double>,
                           nullptr};
-#endif
+const FrozenKernels kFrozen = {RNNFAST_NAME, run_frozen<FrozenFloat32>, run_frozen<FrozenBFloat16>,
+                               run_frozen<FrozenInt8>};
 #endif
 }  // namespace rnnfast::RNNFAST_ISA
