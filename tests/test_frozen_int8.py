@@ -151,7 +151,9 @@ def test_every_instruction_set_has_the_same_sums(isa, available, of_best, tmp_pa
             assert torch.equal(actual[key], expected), key
         else:
             atol = 1e-2 if key[0] == "bfloat16" else 2e-6  # without AVX512-BF16 activations stay float32
-            torch.testing.assert_close(actual[key], expected, rtol=2e-6, atol=atol, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(
+                actual[key], expected, rtol=2e-6, atol=atol, msg=lambda m, key=key: f"{key}: {m}"
+            )
 
 
 @pytest.mark.parametrize("weights", FORMATS)
