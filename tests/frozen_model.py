@@ -1,4 +1,4 @@
-"""What a frozen layer should compute, in float64: the formulas, with operands rounded as the format says, and no kernel.
+"""What a frozen layer computes, in float64: the formulas, with operands rounded as the format says, without a kernel.
 
 `dequantised` gives the weights that a frozen layer has. `run` computes with them; activations are rounded as the
 kernels round them. The gates are float64. So the distance of `run` from the plain float64 layer on the same weights is
@@ -36,7 +36,7 @@ def dequantised(frozen: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def quantised_row(rows: Tensor, symmetric: bool, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """int64 q [..., K] with scale and zero point [..., 1]: rows = scale * (q - zero), in the kernels' own float32 steps.
+    """int64 q [..., K] with scale and zero point [..., 1], in the kernels' float32 steps: rows = scale * (q - zero).
 
     8 bits, or 16 where `wide`; a row of x has a zero point, and h is symmetric.
     """
