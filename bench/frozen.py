@@ -18,7 +18,7 @@ from rnnfast.freeze import freeze
 from . import onnx_runtime, parity
 from .providers import Problem, Runner
 
-SECTIONS = ("frozen", "frozen threads")
+SECTION = "frozen"
 OWN = ("bfloat16", "int8")
 INT8_RIVALS = ("onnxruntime int8", "torch int8")
 SIDES = (*OWN, "onnxruntime", *INT8_RIVALS)
@@ -56,26 +56,27 @@ def rms_error(output: Tensor, truth: Tensor) -> float:
 
 
 def turns(
-    section: str, problem: Problem, of_torch: Runner, of_float32: Runner
+    problem: Problem, of_torch: Runner, of_float32: Runner
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str], dict[str, float]]:
     """All calls that take turns; what is wrong with those that are left out; every rms error.
 
-    In the section "frozen threads" rivals stay out, and each of rnnfast's sides takes a turn with one thread, too.
+    With several threads rivals stay out, and each of rnnfast's sides takes a turn with one thread, too.
     """
     case = problem.case
     truth = parity.reference(replace(case, threads=1))["output"]
     calls: dict[str, Callable[[], object]] = {"torch": of_torch.timed, "rnnfast": of_float32.timed}
     failures, errors = {}, {}
     for name, call in outputs(problem, of_torch.module).items():
-        if section == "frozen threads" and name not in OWN:
+        if case.threads > 1 and name not in OWN:
             continue
         errors[name] = rms_error(call(), truth)
         if errors[name] <= CEILING[name]:
             calls[name] = call
         else:
             failures[name] = f"rms error {errors[name]:.1e} > {CEILING[name]:.0e} of the output's"
-    if section == "frozen threads":
-        alone = {f"{name}, 1 thread": _with_threads(1, call) for name, call in calls.items() if name != "torch"}
+    if case.threads > 1:
+        own = {"float32": calls["rnnfast"], **{name: calls[name] for name in OWN if name in calls}}
+        alone = {f"{name}, 1 thread": _with_threads(1, call) for name, call in own.items()}
         calls = {name: _with_threads(case.threads, call) for name, call in calls.items()} | alone
     return calls, failures, errors
 

@@ -220,9 +220,8 @@ def _frozen_goals() -> Iterator[Goal]:
 
     def has(name: str, cell: str | None = None, hidden_size: int = 0) -> Callable[[Record], bool]:
         def where(record: Record) -> bool:
-            return (
-                cell in (None, record["cell"]) and name in record["beside_ms"] and record["hidden_size"] >= hidden_size
-            )
+            wanted = record["threads"] == 1 and cell in (None, record["cell"]) and name in record["beside_ms"]
+            return wanted and record["hidden_size"] >= hidden_size
 
         return where
 
@@ -232,7 +231,8 @@ def _frozen_goals() -> Iterator[Goal]:
         what = f"frozen int8, {cell}: the fastest other int8 / rnnfast"
         yield Goal("frozen", what, of_int8_rivals, least, mean, where=has("torch int8", cell))
     yield Goal("frozen", "frozen, H >= 256: float32 / int8", of_frozen_float32, 1.0, 3.0, where=has("int8", None, 256))
-    yield Goal("frozen threads", "frozen: time of 2 threads / of 1", of_one_thread, 1 + RATIO_ERROR, None, True)
+    two = "frozen: time of 2 threads / of 1"
+    yield Goal("frozen", two, of_one_thread, 1 + RATIO_ERROR, None, True, lambda record: record["threads"] == 2)
 
 
 def outcomes(records: Sequence[Record]) -> list[Outcome]:

@@ -115,13 +115,13 @@ def _measured(experiment: Experiment, seconds: float, others: Sequence[str]) -> 
     on_gpu = {}
     with torch.set_grad_enabled(case.mode != "inference"):
         problem = Problem(case)
-        is_frozen = experiment.section in frozen.SECTIONS
+        is_frozen = experiment.section == frozen.SECTION
         runners = [Runner(nn, problem), Runner(rnnfast, problem, frozen="float32" if is_frozen else None)]
         verdict = parity.check(case, runners[0].run(), runners[1].run())
         timing, failures, of_frozen = None, {}, {}
         if verdict.failure is None:
             if is_frozen:
-                calls, failures, errors = frozen.turns(experiment.section, problem, *runners)
+                calls, failures, errors = frozen.turns(problem, *runners)
                 of_frozen = {"rms_errors": errors, "bounds_ms": peak.frozen_limits(case)}
             else:
                 beside, failures = _beside(experiment, problem, runners[0], others)

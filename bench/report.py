@@ -20,7 +20,6 @@ HEADINGS = {
     "packed": "Unequal lengths (half of the maximum on average) beside the padded layer",
     "neighbours": "Sizes off the round numbers beside their round neighbours",
     "oversubscribed": "As many busy processes as cores (wall time)",
-    "frozen threads": "Frozen layers on two threads",
     **{f"tier {tier}": f"CUDA kernels, tier {tier} alone" for tier in ("cta", "cluster", "group", "step")},
 }
 # The number that a section is about, besides the ratio to torch.nn.
@@ -183,6 +182,15 @@ def frozen_table(records: Iterable[Record]) -> str:
     return table((*headers, *(f"{name} of limit" for name in peak.FORMATS)), rows)
 
 
+def frozen_threads_table(records: Iterable[Record]) -> str:
+    rows = []
+    for r in measured(records):
+        times = {"float32": r["rnnfast_ms"], **r["beside_ms"]}
+        ratios = [f"{times[name] / times[f'{name}, 1 thread']:.2f}" if name in times else "" for name in peak.FORMATS]
+        rows.append((r["name"] + mark(r), *([""] * len(ratios) if r["contended"] else ratios)))
+    return table(("", *peak.FORMATS), rows)
+
+
 def peer_table(records: Sequence[Record]) -> str:
     """Each peer's time / rnnfast's over the cases that it takes; empty where there are none."""
     rows = []
@@ -268,9 +276,13 @@ def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome])
         members = [record for record in records if record["section"] == section]
         if members:
             parts.append((heading, case_table(members)))
-    frozen = [record for record in records if record["section"] == "frozen"]
-    if frozen:
-        parts.append(("Frozen layers and others with fixed weights", frozen_table(frozen)))
+    for heading, text, several in (
+        ("Frozen layers and others with fixed weights, one thread", frozen_table, False),
+        ("Frozen layers: time of two threads / time of one", frozen_threads_table, True),
+    ):
+        frozen = [record for record in records if record["section"] == "frozen" and (record["threads"] > 1) == several]
+        if frozen:
+            parts.append((heading, text(frozen)))
     memory = [record for record in records if record["section"] == "memory"]
     if memory:
         parts.append(("Peak memory of training, each in a process of its own", memory_table(memory)))
