@@ -5,9 +5,11 @@ Replace torch.nn.LSTM by rnnfast.LSTM, or call rnnfast.convert(model); rnnfast.e
 
 from . import _dynamo, _flops, functional
 from ._backends import backend, backends
+from .freeze import freeze
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .patch import convert, patch, patched, revert, unpatch
 from .select import explain
+from .streaming import Stream, stream
 
 __version__ = "0.1.0"
 
@@ -18,14 +20,17 @@ __all__ = [
     "LSTMCell",
     "RNN",
     "RNNCell",
+    "Stream",
     "backend",
     "backends",
     "convert",
     "explain",
+    "freeze",
     "functional",
     "patch",
     "patched",
     "revert",
+    "stream",
     "unpatch",
 ]
 

@@ -6,7 +6,9 @@
     batch_sizes, lengths   as in ops.py
     wide_activations       int8 weights: activations have 16 bits, not 8
 
-Results are those of `*_infer` in ops.py, and `*_step_infer`. There is no backward.
+Results are those of `*_infer` and `*_step_infer` in ops.py. There is no backward.
+`_stream_step` is one step of a stack. It overwrites the states h [num_layers, B, Hout] and c [num_layers, B, H]; its
+input is [B, I], its output [B, Hout].
 """
 
 import torch
@@ -56,18 +58,21 @@ def _define(cell: str) -> None:
 for _cell in ("rnn", "gru", "lstm"):
     _define(_cell)
 _libraries[0].define("_frozen_isa(int format) -> str")
+_libraries[0].define(
+    "_stream_step(Tensor input, Tensor(a!) h, Tensor(b!)? c, Tensor packed, bool wide_activations) -> Tensor"
+)
 
 _NAMES = {"rnn_tanh": "rnn", "rnn_relu": "rnn", "gru": "gru", "lstm": "lstm"}
 _OVERLOADS = {cell: getattr(torch.ops.rnnfast, f"{name}_frozen").default for cell, name in _NAMES.items()}
 _STEP_OVERLOADS = {cell: getattr(torch.ops.rnnfast, f"{name}_step_frozen").default for cell, name in _NAMES.items()}
 # The same without OpOverload's Python frame (0.2 us of each call), which Dynamo wants to see.
-_EAGER = {cell: overload._op for cell, overload in _OVERLOADS.items()}
+EAGER = {cell: overload._op for cell, overload in _OVERLOADS.items()}
 _EAGER_STEPS = {cell: overload._op for cell, overload in _STEP_OVERLOADS.items()}
 
 
 def operator(cell: str):
     """The operator of a frozen stack of layers."""
-    return (_OVERLOADS if torch.compiler.is_compiling() else _EAGER)[cell]
+    return (_OVERLOADS if torch.compiler.is_compiling() else EAGER)[cell]
 
 
 def step_operator(cell: str):

@@ -81,30 +81,26 @@ FrozenDirection direction_of(Parts& parts, const PackedHeader& header, int64_t l
 }
 
 // A packed block comes from a file or from another program: nothing of it is believed before it is checked.
-PackedHeader check_packed(const FrozenInputs& in) {
-  const Facts facts(in.packed);
+PackedHeader check_packed(const Tensor& packed) {
+  const Facts facts(packed);
   RNNFAST_REQUIRE(
-      facts.dim == 1 && in.packed.scalar_type() == ScalarType::Byte && in.packed.is_contiguous() && in.packed.is_cpu(),
-      "packed: expected a contiguous uint8 vector on the CPU, got shape ", shape_text(in.packed));
-  check_memory(in.packed, facts, {"packed"});
+      facts.dim == 1 && packed.scalar_type() == ScalarType::Byte && packed.is_contiguous() && packed.is_cpu(),
+      "packed: expected a contiguous uint8 vector on the CPU, got shape ", shape_text(packed));
+  check_memory(packed, facts, {"packed"});
   const int64_t bytes = facts.sizes[0];
   RNNFAST_REQUIRE(bytes >= int64_t(sizeof(PackedHeader)), "packed: expected at least ", sizeof(PackedHeader),
                   " bytes, got ", bytes);
   PackedHeader header;
-  std::memcpy(&header, in.packed.const_data_ptr(), sizeof header);  // at any address
+  std::memcpy(&header, packed.const_data_ptr(), sizeof header);  // at any address
   RNNFAST_REQUIRE(header.magic == PackedHeader::kMagic, "packed: expected weights packed by this version of rnnfast");
   RNNFAST_REQUIRE(header.bytes == bytes, "packed: expected ", header.bytes, " bytes, got ", bytes);
-  RNNFAST_REQUIRE(header.cell == int64_t(in.cell) && header.hidden_size == in.hidden_size &&
-                      header.proj_size == in.proj_size && header.layers == in.num_layers &&
-                      header.directions == (in.bidirectional ? 2 : 1),
-                  "packed: expected weights of hidden_size ", in.hidden_size, ", proj_size ", in.proj_size, ", ",
-                  in.num_layers, " layers and ", in.bidirectional ? 2 : 1, " directions, got ", header.hidden_size,
-                  ", ", header.proj_size, ", ", header.layers, " and ", header.directions);
   constexpr int64_t most = 65535;
   RNNFAST_REQUIRE(header.format >= 0 && header.format <= int64_t(WeightFormat::kInt8) && header.input_size > 0 &&
                       header.input_size <= most && header.hidden_size > 0 && header.hidden_size <= most / 2 &&
                       header.proj_size >= 0 && header.proj_size < header.hidden_size && header.layers > 0 &&
-                      header.layers < 65536 && (header.proj_size == 0 || in.cell == Cell::kLstm),
+                      header.layers <= most && (header.directions == 1 || header.directions == 2) && header.cell >= 0 &&
+                      header.cell <= int64_t(Cell::kLstm) &&
+                      (header.proj_size == 0 || Cell(header.cell) == Cell::kLstm),
                   "packed: expected sizes from 1 to ", most, " and at most ", most / 2, " units");
   Parts parts(nullptr);
   for (int64_t k = 0; k < header.layers && parts.used() <= bytes; ++k)
@@ -114,6 +110,12 @@ PackedHeader check_packed(const FrozenInputs& in) {
 }
 
 LayerSizes check_inputs(const FrozenInputs& in, const PackedHeader& header) {
+  RNNFAST_REQUIRE(header.cell == int64_t(in.cell) && header.hidden_size == in.hidden_size &&
+                      header.proj_size == in.proj_size && header.layers == in.num_layers &&
+                      header.directions == (in.bidirectional ? 2 : 1),
+                  "packed: expected weights of hidden_size ", in.hidden_size, ", proj_size ", in.proj_size, ", ",
+                  in.num_layers, " layers and ", in.bidirectional ? 2 : 1, " directions, got ", header.hidden_size,
+                  ", ", header.proj_size, ", ", header.layers, " and ", header.directions);
   const bool packed = in.batch_sizes.has_value();
   RNNFAST_REQUIRE(!packed || !in.lengths, "batch_sizes and lengths: expected at most one of them, got both");
   const Facts x(in.input);
@@ -149,15 +151,55 @@ LayerSizes check_inputs(const FrozenInputs& in, const PackedHeader& header) {
 
 Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
-const float* read(const OptionalTensor& tensor, int64_t offset) {
-  return tensor ? static_cast<const float*>(tensor->const_data_ptr()) + offset : nullptr;
+const float* read(const OptionalTensor& tensor) {
+  return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
 }
-float* write(const Tensor& tensor, int64_t offset = 0) {
-  return static_cast<float*>(tensor.mutable_data_ptr()) + offset;
+float* write(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
+
+// Where a stack reads its initial states and writes its results. The states may be overwritten in place.
+struct StackMemory {
+  const float *hx, *cx;  // null: zeros
+  float *output, *h_n, *c_n;
+};
+
+void run_layers(const Tensor& packed, const PackedHeader& header, const Schedule& schedule, bool wide_activations,
+                const float* input, const StackMemory& memory) {
+  const bool lstm = Cell(header.cell) == Cell::kLstm;
+  const int64_t hidden_size = header.hidden_size, output_size = header.proj_size ? header.proj_size : hidden_size;
+  const int64_t width = header.directions * output_size, last = header.layers - 1;
+  OptionalTensor between[2];
+  for (int64_t k = 0; k < std::min<int64_t>(last, 2); ++k)
+    between[k] = empty(ScalarType::Float, {schedule.total, width});
+  const int threads = usable_threads();
+  std::vector<FrozenCall> layers(size_t(header.layers));
+  Parts parts(static_cast<const char*>(packed.const_data_ptr()));
+  for (int64_t k = 0; k <= last; ++k) {
+    FrozenCall& call = layers[size_t(k)];
+    call.shape = {Cell(header.cell), header.relu != 0, k == 0 ? header.input_size : width,
+                  hidden_size,       header.proj_size, header.directions};
+    call.schedule = &schedule;
+    call.threads = threads;
+    // One row and one step wait for the weights: 16 bits cost nothing there (Zen 4).
+    call.wide_activations = wide_activations || schedule.total == 1;
+    call.input = k == 0 ? input : layers[size_t(k - 1)].output;
+    call.output = k < last ? write(*between[k % 2]) : memory.output;
+    for (int64_t d = 0; d < header.directions; ++d) {
+      FrozenDirection& direction = call.direction[d];
+      direction = direction_of(parts, header, k);
+      const int64_t place = (k * header.directions + d) * schedule.batch;
+      direction.hx = memory.hx ? memory.hx + place * output_size : nullptr;
+      direction.h_n = memory.h_n + place * output_size;
+      if (!lstm) continue;
+      direction.cx = memory.cx ? memory.cx + place * hidden_size : nullptr;
+      direction.c_n = memory.c_n + place * hidden_size;
+    }
+  }
+  const char* name;
+  frozen_kernel(WeightFormat(header.format), &name)(layers.data(), header.layers);
 }
 
 FrozenOutputs run(const FrozenInputs& in) {
-  const PackedHeader header = check_packed(in);
+  const PackedHeader header = check_packed(in.packed);
   const LayerSizes sizes = check_inputs(in, header);
   const Rows rows(sizes, in.batch_sizes, in.lengths);
   const Schedule schedule = rows.schedule();
@@ -188,35 +230,8 @@ FrozenOutputs run(const FrozenInputs& in) {
     pass(result.h_n, hx);
     if (lstm) pass(result.c_n, cx);
   } else {
-    OptionalTensor between[2];
-    const int64_t last = sizes.num_layers - 1;
-    for (int64_t k = 0; k < std::min<int64_t>(last, 2); ++k)
-      between[k] = empty(ScalarType::Float, {schedule.total, width});
-    const int threads = usable_threads();
-    std::vector<FrozenCall> layers(size_t(sizes.num_layers));
-    Parts parts(static_cast<const char*>(in.packed.const_data_ptr()));
-    for (int64_t k = 0; k <= last; ++k) {
-      FrozenCall& call = layers[size_t(k)];
-      call.shape = {in.cell,           header.relu != 0, k == 0 ? sizes.input_size : width,
-                    sizes.hidden_size, sizes.proj_size,  sizes.directions};
-      call.schedule = &schedule;
-      call.threads = threads;
-      call.wide_activations = in.wide_activations || schedule.total == 1;
-      call.input = k == 0 ? read(x, 0) : layers[size_t(k - 1)].output;
-      call.output = write(k < last ? *between[k % 2] : result.output);
-      for (int64_t d = 0; d < sizes.directions; ++d) {
-        FrozenDirection& direction = call.direction[d];
-        direction = direction_of(parts, header, k);
-        const int64_t place = (k * sizes.directions + d) * schedule.batch;
-        direction.hx = read(hx, place * sizes.output_size());
-        direction.h_n = write(result.h_n, place * sizes.output_size());
-        if (!lstm) continue;
-        direction.cx = read(cx, place * sizes.hidden_size);
-        direction.c_n = write(result.c_n, place * sizes.hidden_size);
-      }
-    }
-    const char* name;
-    frozen_kernel(WeightFormat(header.format), &name)(layers.data(), sizes.num_layers);
+    run_layers(in.packed, header, schedule, in.wide_activations, read(x),
+               {read(hx), read(cx), write(result.output), write(result.h_n), lstm ? write(result.c_n) : nullptr});
   }
   if (rows.sorted()) {
     result.output = rows.unpack(result.output);
@@ -263,6 +278,33 @@ std::tuple<Tensor, Tensor> two_states_step(const Tensor& input, const OptionalTe
   return {std::move(f.h_n), std::move(f.c_n)};
 }
 
+// One time step of a stack whose states live on: h [layers, B, Hout] and c [layers, B, H] are overwritten.
+Tensor stream_step(const Tensor& input, Tensor h, const OptionalTensor& c, const Tensor& packed,
+                   bool wide_activations) {
+  const PackedHeader header = check_packed(packed);
+  const bool lstm = Cell(header.cell) == Cell::kLstm;
+  RNNFAST_REQUIRE(header.directions == 1, "a stream: expected one direction, got two");
+  RNNFAST_REQUIRE(lstm == c.has_value(), "c: expected a tensor for an LSTM, and for no other cell");
+  const Facts x(input);
+  RNNFAST_REQUIRE(
+      x.dim == 2 && x.sizes[1] == header.input_size && input.scalar_type() == ScalarType::Float && input.is_cpu(),
+      "input: expected a float32 tensor [batch, ", header.input_size, "] on the CPU, got shape ", shape_text(input));
+  check_memory(input, x, {"input"});
+  const int64_t batch = x.sizes[0], output_size = header.proj_size ? header.proj_size : header.hidden_size;
+  check_like(h, {header.layers, batch, output_size}, input, x, {"h"});
+  if (lstm) check_like(*c, {header.layers, batch, header.hidden_size}, input, x, {"c"});
+  RNNFAST_REQUIRE(h.is_contiguous() && (!lstm || c->is_contiguous()), "h and c: expected contiguous tensors");
+  Tensor output = empty(ScalarType::Float, {batch, output_size});
+  if (batch == 0) return output;
+  const int64_t offset = 0;
+  const Schedule schedule{1, batch, batch, &batch, &offset};
+  const Tensor dense_input = dense(input);
+  float* const c_data = lstm ? write(*c) : nullptr;
+  run_layers(packed, header, schedule, wide_activations, read(dense_input),
+             {write(h), c_data, write(output), write(h), c_data});
+  return output;
+}
+
 std::string isa_of(int64_t format) {
   RNNFAST_REQUIRE(format >= 0 && format <= int64_t(WeightFormat::kInt8), "format: expected 0, 1 or 2, got ", format);
   const char* name;
@@ -281,6 +323,7 @@ STABLE_TORCH_LIBRARY_IMPL(rnnfast, CPU, m) {
   m.impl("rnn_step_frozen", TORCH_BOX(&one_state_step<Cell::kRnn>));
   m.impl("gru_step_frozen", TORCH_BOX(&one_state_step<Cell::kGru>));
   m.impl("lstm_step_frozen", TORCH_BOX(&two_states_step));
+  m.impl("_stream_step", TORCH_BOX(&stream_step));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rnnfast, CompositeExplicitAutograd, m) { m.impl("_frozen_isa", TORCH_BOX(&rnnfast::isa_of)); }
