@@ -1,4 +1,4 @@
-"""Frozen layers beside what else runs fixed weights: ONNX Runtime and torch's dynamic quantization, on the same ones.
+"""Frozen layers beside what else runs fixed weights: ONNX Runtime, OpenVINO, torch's dynamic quantization; on the same.
 
 A run of the section "frozen" has these sides: torch.nn, rnnfast frozen with float32 weights (which counts as rnnfast),
 and in `beside_ms` every name of SIDES that can run the case.
@@ -6,6 +6,7 @@ and in `beside_ms` every name of SIDES that can run the case.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,9 +22,10 @@ from .providers import Problem, Runner
 SECTION = "frozen"
 OWN = ("bfloat16", "int8")
 INT8_RIVALS = ("onnxruntime int8", "torch int8")
-SIDES = (*OWN, "onnxruntime", *INT8_RIVALS)
+SIDES = (*OWN, "onnxruntime", *INT8_RIVALS, "openvino")  # the last only where it is installed
 # The largest root mean square of errors, in units of that of the output: what is worse is not timed.
-CEILING = {"bfloat16": 2e-2, "onnxruntime": 1e-5, "int8": 5e-2, "onnxruntime int8": 0.1, "torch int8": 0.2}
+CEILING = {"bfloat16": 2e-2, "int8": 5e-2, "onnxruntime int8": 0.1, "torch int8": 0.2}
+CEILING |= {"onnxruntime": 1e-5, "openvino": 1e-5}
 
 
 def torch_int8(module: nn.Module) -> nn.Module:
@@ -31,6 +33,18 @@ def torch_int8(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates the tensors that its own function makes
         return torch.ao.quantization.quantize_dynamic(nn.Sequential(module), {type(module)}, dtype=torch.qint8)[0]
+
+
+def openvino_call(module: nn.Module, problem: Problem) -> Callable[[], Tensor]:
+    """OpenVINO on the same ONNX nodes, in float32."""
+    import openvino
+
+    case, core = problem.case, openvino.Core()
+    options = {"INFERENCE_NUM_THREADS": case.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    proto = onnx_runtime.model(module, case).SerializeToString()
+    request = core.compile_model(core.read_model(proto, b""), "CPU", options).create_infer_request()
+    feed = onnx_runtime.feed_of(case, problem.input, problem.states)
+    return lambda: torch.from_numpy(request.infer(feed, share_inputs=True, share_outputs=True)["output"])
 
 
 def outputs(problem: Problem, module: nn.Module) -> dict[str, Callable[[], Tensor]]:
@@ -44,6 +58,8 @@ def outputs(problem: Problem, module: nn.Module) -> dict[str, Callable[[], Tenso
         for int8 in (False, True)[: 2 if case.cell == "LSTM" else 1]:
             run = onnx_runtime.new_call(module, case, problem.input, problem.states, int8)
             calls["onnxruntime" + " int8" * int8] = lambda run=run: torch.from_numpy(run())
+        if importlib.util.find_spec("openvino"):
+            calls["openvino"] = openvino_call(module, problem)
     if case.cell != "RNN":
         quantised = torch_int8(module)
         calls["torch int8"] = lambda: quantised(problem.input, states)[0]

@@ -50,6 +50,8 @@ def versions() -> dict[str, str]:
             found["triton"] = version("triton")
     if onnx_runtime.missing() is None:
         found["onnxruntime"] = version("onnxruntime")
+    with suppress(PackageNotFoundError):
+        found["openvino"] = version("openvino")
     return found | {peer.name: peer.version() for peer in peers.present()}
 
 

@@ -47,11 +47,17 @@ def new_call(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     proto = quantised(model(module, case)) if int8 else model(module, case).SerializeToString()
     session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    feed = feed_of(case, x, states)
+    return lambda: session.run(None, feed)[0]
+
+
+def feed_of(case: Case, x: Tensor, states: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+    """The inputs of `model` by name."""
     feed = {"x": x.numpy()}
     for layer, (name, state) in product(range(case.num_layers), zip(("h_0", "c_0"), states, strict=False)):
         directions = 1 + case.bidirectional
         feed[f"{name}{layer}"] = state[layer * directions : (layer + 1) * directions].numpy()
-    return lambda: session.run(None, feed)[0]
+    return feed
 
 
 def quantised(proto) -> bytes:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import goals, peak, peers
+from . import frozen, goals, peak, peers
 from .goals import Outcome, Record, geomean
 from .providers import GPU_BACKENDS, tier_of
 
@@ -166,9 +166,9 @@ def case_table(records: Sequence[Record]) -> str:
 
 def frozen_table(records: Iterable[Record]) -> str:
     """Frozen layers: microseconds of every side, ratios to the rivals, and the share of the machine's limit."""
-    sides = "onnxruntime", "onnxruntime int8", "torch int8"
-    rows = []
-    for r in measured(records):
+    records, rows = measured(records), []
+    sides = [name for name in frozen.SIDES[2:] if any(name in r["beside_ms"] for r in records)]
+    for r in records:
         beside = r["beside_ms"]
         own = {"float32": r["rnnfast_ms"], **{name: beside[name] for name in ("bfloat16", "int8") if name in beside}}
         times = [f"{own[name] * 1e3:.4g}" if name in own else "" for name in peak.FORMATS]
@@ -280,9 +280,10 @@ def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome])
         ("Frozen layers and others with fixed weights, one thread", frozen_table, False),
         ("Frozen layers: time of two threads / time of one", frozen_threads_table, True),
     ):
-        frozen = [record for record in records if record["section"] == "frozen" and (record["threads"] > 1) == several]
-        if frozen:
-            parts.append((heading, text(frozen)))
+        members = [record for record in records if record["section"] == "frozen"]
+        members = [record for record in members if (record["threads"] > 1) == several]
+        if members:
+            parts.append((heading, text(members)))
     memory = [record for record in records if record["section"] == "memory"]
     if memory:
         parts.append(("Peak memory of training, each in a process of its own", memory_table(memory)))
