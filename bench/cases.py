@@ -44,6 +44,7 @@ class Case:
     form: str = "padded"
     threads: int = 1
     device: str = "cpu"
+    hx: bool = False  # whether the initial states are given, as they are in a stream
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_size", self.input_size or self.hidden_size)
@@ -56,6 +57,7 @@ class Case:
         parts += [f"i{self.input_size}"] * (self.input_size != self.hidden_size)
         parts += [f"{self.num_layers}layers"] * (self.num_layers > 1) + ["bidir"] * self.bidirectional
         parts += [f"proj{self.proj_size}"] * bool(self.proj_size) + [self.form] * (self.form in ("packed", "lengths"))
+        parts += ["hx"] * self.hx
         parts += [f"{self.threads}thr"] * (self.threads > 1)
         return "_".join(parts)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from .cases import CELLS
+from .frozen import INT8_RIVALS
 from .suites import BATCHES, HIDDEN, round_neighbours
 
 Record = dict[str, object]
@@ -55,6 +56,24 @@ def of_padded(record: Record) -> float:
 def of_onnx_runtime(record: Record) -> float:
     """ONNX Runtime's time in units of rnnfast's."""
     return record["beside_ms"]["onnxruntime"] / record["rnnfast_ms"]
+
+
+def of_frozen_float32(record: Record) -> float:
+    """Frozen float32's time in units of frozen int8's."""
+    return record["rnnfast_ms"] / record["beside_ms"]["int8"]
+
+
+def of_int8_rivals(record: Record) -> float:
+    """The time of the fastest other int8 in units of rnnfast's."""
+    beside = record["beside_ms"]
+    return min(beside[name] for name in INT8_RIVALS if name in beside) / beside["int8"]
+
+
+def of_one_thread(record: Record) -> float:
+    """The largest time of any format in units of its time on one thread."""
+    beside = record["beside_ms"]
+    times = {"float32": record["rnnfast_ms"], **{name: beside[name] for name in ("bfloat16", "int8")}}
+    return max(time / beside[f"{name}, 1 thread"] for name, time in times.items())
 
 
 def of_memory(record: Record) -> float:
@@ -193,6 +212,27 @@ def _goals(share: float) -> Iterator[Goal]:
         yield Goal("neighbours", what, of_interpolated, 1.15, None, True, between)
     yield Goal("oversubscribed", "busy cores: ratio", speedup, 1.0)
     yield Goal("memory", "training's peak memory / torch's", of_memory, 1.0, None, True)
+    yield from _frozen_goals()
+
+
+def _frozen_goals() -> Iterator[Goal]:
+    """Against those that users of fixed weights would take otherwise."""
+
+    def has(name: str, cell: str | None = None, hidden_size: int = 0) -> Callable[[Record], bool]:
+        def where(record: Record) -> bool:
+            wanted = record["threads"] == 1 and cell in (None, record["cell"]) and name in record["beside_ms"]
+            return wanted and record["hidden_size"] >= hidden_size
+
+        return where
+
+    what = "frozen float32: ONNX Runtime / rnnfast"
+    yield Goal("frozen", what, of_onnx_runtime, 1.0, 1.25, where=has("onnxruntime"))
+    for cell, least, mean in (("LSTM", 1.05, 1.5), ("GRU", 1.05, 2.5)):
+        what = f"frozen int8, {cell}: the fastest other int8 / rnnfast"
+        yield Goal("frozen", what, of_int8_rivals, least, mean, where=has("torch int8", cell))
+    yield Goal("frozen", "frozen, H >= 256: float32 / int8", of_frozen_float32, 1.0, 3.0, where=has("int8", None, 256))
+    two = "frozen: time of 2 threads / of 1"
+    yield Goal("frozen", two, of_one_thread, 1 + RATIO_ERROR, None, True, lambda record: record["threads"] == 2)
 
 
 def outcomes(records: Sequence[Record]) -> list[Outcome]:

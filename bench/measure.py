@@ -18,7 +18,7 @@ from torch import nn
 import rnnfast
 from rnnfast import _ext
 
-from . import device, memory, onnx_runtime, parity, peak, peers, training
+from . import device, frozen, memory, onnx_runtime, parity, peak, peers, training
 from .busy import busy_cores
 from .cases import Case, float32_products
 from .goals import Record
@@ -50,6 +50,8 @@ def versions() -> dict[str, str]:
             found["triton"] = version("triton")
     if onnx_runtime.missing() is None:
         found["onnxruntime"] = version("onnxruntime")
+    with suppress(PackageNotFoundError):
+        found["openvino"] = version("openvino")
     return found | {peer.name: peer.version() for peer in peers.present()}
 
 
@@ -115,12 +117,17 @@ def _measured(experiment: Experiment, seconds: float, others: Sequence[str]) -> 
     on_gpu = {}
     with torch.set_grad_enabled(case.mode != "inference"):
         problem = Problem(case)
-        runners = [Runner(namespace, problem) for namespace in (nn, rnnfast)]
+        is_frozen = experiment.section == frozen.SECTION
+        runners = [Runner(nn, problem), Runner(rnnfast, problem, frozen="float32" if is_frozen else None)]
         verdict = parity.check(case, runners[0].run(), runners[1].run())
-        timing, failures = None, {}
+        timing, failures, of_frozen = None, {}, {}
         if verdict.failure is None:
-            beside, failures = _beside(experiment, problem, runners[0], others)
-            calls = {"torch": runners[0].timed, "rnnfast": runners[1].timed, **beside}
+            if is_frozen:
+                calls, failures, errors = frozen.turns(problem, *runners)
+                of_frozen = {"rms_errors": errors, "bounds_ms": peak.frozen_limits(case)}
+            else:
+                beside, failures = _beside(experiment, problem, runners[0], others)
+                calls = {"torch": runners[0].timed, "rnnfast": runners[1].timed, **beside}
             busy = experiment.section == "oversubscribed"
             clock = BusyClock() if busy else new_clock(case.device, case.threads, repeatable=True)
             with busy_cores() if busy else nullcontext():
@@ -128,7 +135,7 @@ def _measured(experiment: Experiment, seconds: float, others: Sequence[str]) -> 
             if case.device == "cuda":
                 on_gpu = {"clocks": device.state(), "kernels": device.kernels(calls["torch"])}
         record = _record(experiment.section, case.name, case, runners[1].backend(), verdict, timing)
-    record |= machine_limits | {"beside_failures": failures} | on_gpu
+    record |= machine_limits | {"beside_failures": failures} | on_gpu | of_frozen
     if timing is not None:
         record |= {
             "torch_gflops": case.flops() / timing.torch_ms / 1e6,

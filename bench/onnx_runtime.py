@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import tempfile
 from collections.abc import Callable
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,8 +32,12 @@ def takes(case: Case) -> bool:
     return plain and case.mode == "inference" and case.dtype == "fp32"
 
 
-def new_call(module: nn.Module, case: Case, x: Tensor) -> Callable[[], np.ndarray]:
-    """A call that runs `module` on x [T, B, I] with the case's threads; returns the output [T, B, D H]."""
+def new_call(
+    module: nn.Module, case: Case, x: Tensor, states: tuple[Tensor, ...] = (), int8: bool = False
+) -> Callable[[], np.ndarray]:
+    """A call that runs `module` on x [T, B, I] with the case's threads; returns the output [T, B, D H].
+
+    states: (h,) or (h, c) where the case has them. int8: an LSTM as ONNX Runtime's own quantisation makes it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -37,11 +45,34 @@ def new_call(module: nn.Module, case: Case, x: Tensor) -> Callable[[], np.ndarra
     options.log_severity_level = 3
     # Its threads would spin on after a call and hold the cores of the provider whose turn is next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(
-        model(module, case).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {"x": x.numpy()}
+    proto = quantised(model(module, case)) if int8 else model(module, case).SerializeToString()
+    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    feed = feed_of(case, x, states)
     return lambda: session.run(None, feed)[0]
+
+
+def feed_of(case: Case, x: Tensor, states: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+    """The inputs of `model` by name."""
+    feed = {"x": x.numpy()}
+    for layer, (name, state) in product(range(case.num_layers), zip(("h_0", "c_0"), states, strict=False)):
+        directions = 1 + case.bidirectional
+        feed[f"{name}{layer}"] = state[layer * directions : (layer + 1) * directions].numpy()
+    return feed
+
+
+def quantised(proto) -> bytes:
+    """The model with int8 weights: every LSTM becomes a DynamicQuantizeLSTM. There is no such GRU or RNN."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    logger, level = logging.getLogger(), logging.getLogger().level
+    logger.setLevel(logging.ERROR)  # it advises on a pre-processing that does nothing to these nodes
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "int8.onnx"
+            quantize_dynamic(proto, path, op_types_to_quantize=["LSTM"])
+            return path.read_bytes()
+    finally:
+        logger.setLevel(level)
 
 
 def model(module: nn.Module, case: Case):
@@ -57,7 +88,7 @@ def model(module: nn.Module, case: Case):
         return torch.stack([v.unflatten(0, (gates, -1))[order].flatten(0, 1) for v in values])
 
     nodes, constants, source = [], [], "x"
-    states = ("h_n", "c_n")[: 2 if case.cell == "LSTM" else 1]
+    states, initial = (names[: 2 if case.cell == "LSTM" else 1] for names in (("h_n", "c_n"), ("h_0", "c_0")))
 
     def constant(name: str, value: np.ndarray) -> str:
         constants.append(numpy_helper.from_array(value, name))
@@ -72,7 +103,8 @@ def model(module: nn.Module, case: Case):
         if case.cell == "GRU":
             options["linear_before_reset"] = 1  # PyTorch's formula: r multiplies W_hn h + b_hn
         outputs = [f"steps{layer}", *(f"{state}{layer}" for state in states)]
-        nodes.append(helper.make_node(case.cell, [source, *weights], outputs, **options))
+        given = ["", *(f"{state}{layer}" for state in initial)] * case.hx  # "": no sequence_lens
+        nodes.append(helper.make_node(case.cell, [source, *weights, *given], outputs, **options))
         source = "output" if layer == case.num_layers - 1 else f"output{layer}"
         if directions == 1:  # [T, 1, B, H]
             axis = constant(f"axis{layer}", np.array([1]))
@@ -84,5 +116,8 @@ def model(module: nn.Module, case: Case):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [case.seq_len, case.batch, case.input_size])
     last = [f"{state}{layer}" for layer in range(case.num_layers) for state in states]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("output", *last)]
-    graph = helper.make_graph(nodes, case.name, [x], results, constants)
+    shape = [directions, case.batch, case.hidden_size]
+    names = [f"{state}{layer}" for layer in range(case.num_layers) for state in initial] * case.hx
+    inputs = [x, *(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names)]
+    graph = helper.make_graph(nodes, case.name, inputs, results, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

@@ -13,11 +13,15 @@ from .timing import new_clock
 
 SAMPLES = 8
 SAMPLE_BYTES = 400e6  # what one sample reads: some milliseconds
+# Formats of frozen weights: whose rate of arithmetic, and bytes of a weight.
+FORMATS = {"float32": ("fp32", 4), "bfloat16": ("bf16", 2), "int8": ("int8", 1)}
 
 
 @functools.cache
 def peak_gflops(dtype_name: str, threads: int, device: str) -> float:
-    """GFLOP/s of the faster of a square matrix product and a 3x3 convolution; on a GPU of the product."""
+    """GFLOP/s of the faster of a square matrix product and a 3x3 convolution; on a GPU, and in int8, of the product."""
+    if dtype_name == "int8":
+        return _peak_of_int8(threads)
     dtype = DTYPES[dtype_name]
     torch.set_num_threads(threads)
     clock = new_clock(device, threads)
@@ -36,6 +40,14 @@ def peak_gflops(dtype_name: str, threads: int, device: str) -> float:
         )[: 1 if device == "cuda" else 2]:
             best = max(best, *(flops / clock.measure(call, 1).clock for _ in range(SAMPLES)))
     return best
+
+
+def _peak_of_int8(threads: int) -> float:
+    """oneDNN's product of int8 with sums in int32, which torch's private name for it gives."""
+    torch.set_num_threads(threads)
+    clock, side = new_clock("cpu", threads), 384
+    a, b = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
+    return max(2.0 * side**3 / clock.measure(lambda: torch._int_mm(a, b), 1).clock for _ in range(SAMPLES))
 
 
 @functools.cache
@@ -73,6 +85,16 @@ def limits(case: Case) -> dict[str, float | str | None]:
         "bound_ms": bounds[bound_by],
         "bound_by": bound_by,
     }
+
+
+def frozen_limits(case: Case) -> dict[str, float]:
+    """By format of frozen weights the least milliseconds: the larger of arithmetic, and of reading the weights."""
+    found = {}
+    for weights, (dtype_name, size) in FORMATS.items():
+        arithmetic_ms = case.flops() / peak_gflops(dtype_name, case.threads, "cpu") / 1e6
+        bandwidth = case.threads * read_gbs(case.recurrent_weights() * size // case.threads)
+        found[weights] = max(arithmetic_ms, case.weights_read() * size / bandwidth / 1e6)
+    return found
 
 
 def _is_hopper() -> bool:

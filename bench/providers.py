@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import rnnfast
 from rnnfast import _ext
 from rnnfast._backends import requested
+from rnnfast.freeze import freeze
 
 from .cases import DTYPES, Case, new_module
 
@@ -87,14 +88,19 @@ class Problem:
         self.state = {name: w.to(case.device, dtype) for name, w in new_module(nn, case).state_dict().items()}
         self.input = torch.randn(case.seq_len, case.batch, case.input_size, device=case.device).to(dtype)
         self.lengths = torch.tensor(case.lengths())
-        width = (case.proj_size or case.hidden_size) * (1 + case.bidirectional)
+        directions, out = 1 + case.bidirectional, case.proj_size or case.hidden_size
+        width = out * directions
         rows = (sum(case.lengths()),) if case.form == "packed" else (case.seq_len, case.batch)
         self.grad_output = torch.randn(*rows, width, device=case.device).to(dtype)
+        sizes = (out, case.hidden_size)[: (2 if case.cell == "LSTM" else 1) * case.hx]
+        states = [torch.rand(case.num_layers * directions, case.batch, size, device=case.device) for size in sizes]
+        self.states = tuple((2 * state - 1).to(dtype) for state in states)
 
     def double(self) -> Problem:
         problem = copy.copy(self)
         problem.state = {name: w.double() for name, w in self.state.items()}
         problem.input, problem.grad_output = self.input.double(), self.grad_output.double()
+        problem.states = tuple(state.double() for state in self.states)
         return problem
 
 
@@ -103,22 +109,27 @@ class Runner:
     """One provider on one problem. `run()` returns every result, named, for the parity check; `timed` is the same work
     without the names. Both expect gradients to be enabled unless the case's mode is "inference".
 
-    requested: the backend of rnnfast that its calls ask for; None: whatever is asked for around them."""
+    requested: the backend of rnnfast that its calls ask for; None: whatever is asked for around them. frozen: the
+    weights' format, where the module is frozen."""
 
     namespace: ModuleType
     problem: Problem
     requested: str | None = None
+    frozen: str | None = None
 
     def __post_init__(self) -> None:
         case, problem = self.problem.case, self.problem
         self.module = new_module(self.namespace, case).to(problem.input)
         self.module.load_state_dict(problem.state)
+        if self.frozen:
+            self.module = freeze(self.module, self.frozen)
         self.parameters = list(self.module.parameters())
         # So small a rate leaves the loss where it is over hundreds of steps; every weight is written all the same.
         self.optimizer = torch.optim.SGD(self.parameters, lr=1e-6) if case.mode == "step" else None
         self.single_cell = case.form == "cell" and case.seq_len == 1  # one bare call: no loop, no torch.stack
         self.leaf = (problem.input[0] if self.single_cell else problem.input).clone().requires_grad_(case.has_gradients)
         self.takes_lengths = self.namespace is rnnfast
+        self.states = problem.states[0] if len(problem.states) == 1 else problem.states or None
         self.lengths = problem.lengths.to(case.device)
         if case.form == "packed":
             packed = pack_padded_sequence(problem.input, problem.lengths, enforce_sorted=False)
@@ -159,7 +170,7 @@ class Runner:
         return result, gradients
 
     def _layer(self) -> object:
-        return self.module(self.input)
+        return self.module(self.input, self.states)
 
     def _unequal_rows(self) -> object:
         if self.takes_lengths:
@@ -187,8 +198,8 @@ class Runner:
 
     def backend(self) -> str:
         """The implementation that a call takes: "torch", or what rnnfast says of itself."""
-        if self.namespace is not rnnfast:
-            return "torch"
+        if self.namespace is not rnnfast or self.frozen:
+            return "frozen" if self.frozen else "torch"
         one_of_many = self.problem.case.form == "cell" and not self.single_cell
         return backend_of(self.module, self.input[0] if one_of_many else self.input)
 

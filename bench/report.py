@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from . import goals, peers
+from . import frozen, goals, peak, peers
 from .goals import Outcome, Record, geomean
 from .providers import GPU_BACKENDS, tier_of
 
@@ -164,6 +164,33 @@ def case_table(records: Sequence[Record]) -> str:
     return table([headers[i] for i in kept], ([row[i] for i in kept] for row in rows))
 
 
+def frozen_table(records: Iterable[Record]) -> str:
+    """Frozen layers: microseconds of every side, ratios to the rivals, and the share of the machine's limit."""
+    records, rows = measured(records), []
+    sides = [name for name in frozen.SIDES[2:] if any(name in r["beside_ms"] for r in records)]
+    for r in records:
+        beside = r["beside_ms"]
+        own = {"float32": r["rnnfast_ms"], **{name: beside[name] for name in ("bfloat16", "int8") if name in beside}}
+        times = [f"{own[name] * 1e3:.4g}" if name in own else "" for name in peak.FORMATS]
+        others = [f"{beside[name] * 1e3:.4g}" if name in beside else "" for name in sides]
+        of_float = f"{goals.of_onnx_runtime(r):.2f}" if "onnxruntime" in beside else ""
+        of_int8 = f"{goals.of_int8_rivals(r):.2f}" if "int8" in beside and "torch int8" in beside else ""
+        shares = [f"{r['bounds_ms'][name] / own[name]:.0%}" if name in own else "" for name in peak.FORMATS]
+        ratios = of_float, of_int8, f"{goals.of_frozen_float32(r):.2f}" if "int8" in own else ""
+        rows.append((r["name"] + mark(r), *times, *others, *ratios, *shares))
+    headers = ("us", *peak.FORMATS, *sides, "onnxruntime / float32", "other int8 / int8", "float32 / int8")
+    return table((*headers, *(f"{name} of limit" for name in peak.FORMATS)), rows)
+
+
+def frozen_threads_table(records: Iterable[Record]) -> str:
+    rows = []
+    for r in measured(records):
+        times = {"float32": r["rnnfast_ms"], **r["beside_ms"]}
+        ratios = [f"{times[name] / times[f'{name}, 1 thread']:.2f}" if name in times else "" for name in peak.FORMATS]
+        rows.append((r["name"] + mark(r), *([""] * len(ratios) if r["contended"] else ratios)))
+    return table(("", *peak.FORMATS), rows)
+
+
 def peer_table(records: Sequence[Record]) -> str:
     """Each peer's time / rnnfast's over the cases that it takes; empty where there are none."""
     rows = []
@@ -249,6 +276,14 @@ def sections(title: str, records: Sequence[Record], outcomes: Sequence[Outcome])
         members = [record for record in records if record["section"] == section]
         if members:
             parts.append((heading, case_table(members)))
+    for heading, text, several in (
+        ("Frozen layers and others with fixed weights, one thread", frozen_table, False),
+        ("Frozen layers: time of two threads / time of one", frozen_threads_table, True),
+    ):
+        members = [record for record in records if record["section"] == "frozen"]
+        members = [record for record in members if (record["threads"] > 1) == several]
+        if members:
+            parts.append((heading, text(members)))
     memory = [record for record in records if record["section"] == "memory"]
     if memory:
         parts.append(("Peak memory of training, each in a process of its own", memory_table(memory)))

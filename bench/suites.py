@@ -15,6 +15,7 @@ GPU_DTYPES = ("bf16", "fp16", "fp32-tf32", "fp32-ieee")
 GPU_HIDDEN, GPU_BATCHES = (32, 64, 128, 192, 256, 320, 512, 640, 1024, 2048), (1, 4, 16, 64, 256)
 # Seconds of timing per case, beyond the check and the warm-up. Long calls take more: at least 3 rounds are timed.
 SECONDS = {"grid": 5.0, "calls": 1.0, "layers": 1.0, "packed": 1.0, "neighbours": 1.0, "oversubscribed": 4.0}
+SECONDS |= {"frozen": 0.5}
 SECONDS_ELSEWHERE, SECONDS_QUICK, SECONDS_GPU = 1.0, 0.6, 0.4
 
 
@@ -99,6 +100,23 @@ def memory() -> Iterator[Experiment]:
             yield Experiment("memory", case)
 
 
+FROZEN_HIDDEN, FROZEN_BATCHES, FROZEN_STEPS = (64, 128, 160, 256, 384, 512, 1000, 1024), (1, 4, 16), (1, 5, 25, 100)
+
+
+def frozen() -> Iterator[Experiment]:
+    """Frozen layers with the state of a stream, beside ONNX Runtime and other int8; stacks; two threads beside one."""
+    for steps in FROZEN_STEPS:
+        for case in grid(FROZEN_HIDDEN, FROZEN_BATCHES, ("LSTM", "GRU"), ("inference",), seq_len=steps, hx=True):
+            yield Experiment("frozen", case)
+    for layers, steps in product((2, 3, 5), (1, 25)):
+        for case in grid((128, 512), (1,), ("LSTM", "GRU"), ("inference",), seq_len=steps, num_layers=layers, hx=True):
+            yield Experiment("frozen", case)
+    for steps in (1, 25):
+        hidden, batches = (64, 256, 512, 1024), (1, 16)
+        for case in grid(hidden, batches, ("LSTM", "GRU"), ("inference",), (2,), seq_len=steps, hx=True):
+            yield Experiment("frozen", case)
+
+
 SECTIONS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "grid": cpu_grid,
     "calls": calls,
@@ -107,6 +125,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Experiment]]] = {
     "neighbours": neighbours,
     "oversubscribed": oversubscribed,
     "memory": memory,
+    "frozen": frozen,
 }
 
 

@@ -128,6 +128,11 @@ def reset_flat_weights(module: Any) -> None:
     module._init_flat_weights()
 
 
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether calls of a module run hooks that were registered on it."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
 # torch.jit and torch.compile.
 
 

@@ -2,12 +2,14 @@
 
 import copy
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from . import modules
+from ._torch_internals import has_hooks
 from .frozen import Frozen, FrozenCell, FrozenLayer
 from .packing import FORMATS, Sizes, Weights, quantised
 
@@ -67,7 +69,7 @@ def freeze(model: Module, weights: str = "int8", inplace: bool = False, exact: b
     return model.eval()
 
 
-def _refuses(module: Module) -> str | None:
+def _refuses(module: Any) -> str | None:
     """Why a layer cannot be frozen, or None."""
     if (
         type(module) not in _LAYERS
@@ -75,8 +77,7 @@ def _refuses(module: Module) -> str | None:
         and not torch.nn.utils.parametrize.is_parametrized(module)
     ):
         return "its class has code of its own"
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    if any(hooks):
+    if has_hooks(module):
         return "it has hooks"
     named = [(name, weight) for name, weight in _named_weights(module).items() if weight is not None]
     for name, weight in named:
@@ -91,19 +92,19 @@ def _refuses(module: Module) -> str | None:
     return None
 
 
-def _suffixes(module: Module) -> list[str]:
+def _suffixes(module: Any) -> list[str]:
     if isinstance(module, torch.nn.RNNCellBase):
         return [""]
     ways = ("", "_reverse") if module.bidirectional else ("",)
     return [f"_l{layer}{way}" for layer in range(module.num_layers) for way in ways]
 
 
-def _named_weights(module: Module) -> dict[str, Tensor | None]:
+def _named_weights(module: Any) -> dict[str, Tensor | None]:
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
     return {name + suffix: getattr(module, name + suffix, None) for suffix in _suffixes(module) for name in names}
 
 
-def _frozen(module: Module, weights: str, exact: bool) -> Frozen:
+def _frozen(module: Any, weights: str, exact: bool) -> Frozen:
     """A frozen layer with the weights that `module` has now."""
     named = {name: weight if weight is None else weight.detach() for name, weight in _named_weights(module).items()}
     plain = [_weights_of(named, suffix, weights) for suffix in _suffixes(module)]
@@ -115,7 +116,7 @@ def _frozen(module: Module, weights: str, exact: bool) -> Frozen:
     return FrozenLayer(module, sizes, plain, exact)
 
 
-def _cell_of(module: Module) -> str:
+def _cell_of(module: Any) -> str:
     if isinstance(module, torch.nn.RNNBase):
         return module.mode.lower()
     cell = next(name for cls, name in _CELLS.items() if isinstance(module, cls))

@@ -22,6 +22,7 @@ _STOCK_CELLS = {
     "gru": torch.nn.GRUCell,
     "lstm": torch.nn.LSTMCell,
 }
+_MATRICES = ("weight_ih", "weight_hh", "weight_hr")
 STATE_VERSION = 1
 """Of the form that a state_dict has; `load_state_dict` takes no other."""
 
@@ -103,16 +104,13 @@ class Frozen(torch.nn.Module):
 
     def _plain(self) -> dict[str, Tensor]:
         """The plain weights by name."""
-        found = {}
+        found: dict[str, Tensor | None] = {}
         unpacked = packing.unpack(self.sizes, self.packed, self.bias)
         for suffix, own in zip(self._names(), unpacked, strict=True):
-            matrices = {"weight_ih": own.weight_ih, "weight_hh": own.weight_hh, "weight_hr": own.weight_hr}
-            matrices = {name: weight for name, weight in matrices.items() if weight is not None}
-            found |= {name + suffix: weight for name, weight in matrices.items()}
-            found |= {f"{name}{suffix}_scale": scale for name, scale in zip(matrices, own.scales, strict=False)}
-            if own.bias_ih is not None:
-                found |= {f"bias_ih{suffix}": own.bias_ih, f"bias_hh{suffix}": own.bias_hh}
-        return found
+            found |= {f"{name}{suffix}": getattr(own, name) for name in _MATRICES}
+            found |= {f"{name}{suffix}_scale": scale for name, scale in zip(_MATRICES, own.scales, strict=False)}
+            found |= {f"bias_ih{suffix}": own.bias_ih, f"bias_hh{suffix}": own.bias_hh}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
         """Takes all weights, or none of them and says why."""
@@ -141,12 +139,10 @@ class Frozen(torch.nn.Module):
             self.packed = packing.pack(self.sizes, weights).to(self.packed.device)
 
     def _weights_of(self, named: dict[str, Tensor], suffix: str) -> Weights:
-        matrices = [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "weight_hr")]
+        matrices = [f"{name}{suffix}" for name in _MATRICES]
         scales = tuple(named[f"{name}_scale"] for name in matrices if f"{name}_scale" in named)
-        weight_ih, weight_hh, weight_hr, bias_ih, bias_hh = (
-            named.get(name) for name in (*matrices, f"bias_ih{suffix}", f"bias_hh{suffix}")
-        )
-        return Weights(weight_ih, weight_hh, weight_hr, scales, bias_ih, bias_hh)
+        weight_hr, bias_ih, bias_hh = (named.get(name + suffix) for name in ("weight_hr", "bias_ih", "bias_hh"))
+        return Weights(named[matrices[0]], named[matrices[1]], weight_hr, scales, bias_ih, bias_hh)
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -173,7 +169,7 @@ class FrozenLayer(Frozen):
         return [f"_l{layer}{way}" for layer in range(self.num_layers) for way in ways]
 
     def _stock(self) -> torch.nn.Module:
-        options = {"nonlinearity": "relu"} if self.sizes.cell == "rnn_relu" else {}
+        options: dict[str, Any] = {"nonlinearity": "relu"} if self.sizes.cell == "rnn_relu" else {}
         options |= {"proj_size": self.proj_size} if self.sizes.cell == "lstm" else {}
         options |= {"bias": self.bias, "batch_first": self.batch_first, "bidirectional": self.bidirectional}
         sizes = self.input_size, self.hidden_size, self.num_layers
@@ -222,6 +218,7 @@ class FrozenLayer(Frozen):
 
     def _usual_states(self, input: Tensor, hx: Any) -> Sequence[Tensor | None] | None:
         """The states of a usual call, None where they need another look. A microsecond shorter than `_states_of`."""
+        states: Sequence[Tensor | None] | None
         if hx is None:
             states = (None,) if self._states == 1 else (None, None)
         elif self._states == 1:

@@ -14,6 +14,7 @@ input is [B, I], its output [B, Hout].
 import torch
 from torch import Tensor
 
+from ._torch_internals import without_python_frame
 from .ops import CELLS, _libraries, require
 
 _LAYER = (
@@ -65,9 +66,8 @@ _libraries[0].define(
 _NAMES = {"rnn_tanh": "rnn", "rnn_relu": "rnn", "gru": "gru", "lstm": "lstm"}
 _OVERLOADS = {cell: getattr(torch.ops.rnnfast, f"{name}_frozen").default for cell, name in _NAMES.items()}
 _STEP_OVERLOADS = {cell: getattr(torch.ops.rnnfast, f"{name}_step_frozen").default for cell, name in _NAMES.items()}
-# The same without OpOverload's Python frame (0.2 us of each call), which Dynamo wants to see.
-EAGER = {cell: overload._op for cell, overload in _OVERLOADS.items()}
-_EAGER_STEPS = {cell: overload._op for cell, overload in _STEP_OVERLOADS.items()}
+EAGER = {cell: without_python_frame(overload) for cell, overload in _OVERLOADS.items()}
+_EAGER_STEPS = {cell: without_python_frame(overload) for cell, overload in _STEP_OVERLOADS.items()}
 
 
 def operator(cell: str):
@@ -78,3 +78,7 @@ def operator(cell: str):
 def step_operator(cell: str):
     """The operator of a frozen cell's step."""
     return (_STEP_OVERLOADS if torch.compiler.is_compiling() else _EAGER_STEPS)[cell]
+
+
+stream_step = without_python_frame(torch.ops.rnnfast._stream_step.default)
+"""One step of a frozen stack whose states are overwritten."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import CELLS
+from .cells import SPECS
 
 MAGIC = 0x317A72665F6E72
 FORMATS = ("float32", "bfloat16", "int8")
@@ -61,7 +61,7 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def pack(sizes: Sizes, weights: list[Weights]) -> Tensor:
     """The packed block, uint8. `weights`: of every layer's directions in turn."""
-    gates = CELLS[sizes.cell].gates
+    gates = len(SPECS[sizes.cell].gates)
     parts: list[Tensor] = []
     for own in weights:
         matrices = [(own.weight_ih, gates), (own.weight_hh, gates)]
@@ -85,7 +85,7 @@ def unpack(sizes: Sizes, packed: Tensor, has_biases: bool) -> list[Weights]:
 
     The kernels need the sum of the biases only, and so the block has it as bias_ih; bias_hh keeps GRU's b_hn alone.
     """
-    gates, kind = CELLS[sizes.cell].gates, FORMATS.index(sizes.weights)
+    gates, kind = len(SPECS[sizes.cell].gates), FORMATS.index(sizes.weights)
     at = 8 * _HEADER_WORDS
     found = []
 
@@ -116,7 +116,8 @@ def unpack(sizes: Sizes, packed: Tensor, has_biases: bool) -> list[Weights]:
             if sizes.cell == "gru":
                 hidden[2 * sizes.hidden_size :] = columns(sizes.hidden_size, 1, torch.float32).flatten()
             biases = (bias, hidden) if has_biases else (None, None)
-            found.append(Weights(*matrices[:2], matrices[2] if sizes.proj_size else None, tuple(scales), *biases))
+            projection = matrices[2] if sizes.proj_size else None
+            found.append(Weights(matrices[0], matrices[1], projection, tuple(scales), *biases))
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import frozen_ops
 from .frozen import Frozen, FrozenCell
 from .ops import is_refusal
 
@@ -34,16 +35,17 @@ class Stream:
             raise ValueError("a stream has one direction: the other one begins with the last step")
         if batch < 1:
             raise ValueError(f"batch: expected at least 1, got {batch}")
-        self.layer, self.batch = layer, batch
+        of: Any = layer
+        self.layer, self.batch = of, batch
         self._is_cell = isinstance(layer, (torch.nn.RNNCellBase, FrozenCell))
         self._lstm = isinstance(layer, (torch.nn.LSTM, torch.nn.LSTMCell)) or getattr(layer, "_states", 1) == 2
         frozen = isinstance(layer, Frozen)
-        like = layer.packed.new_empty(0, dtype=torch.float32) if frozen else next(layer.parameters()).detach()
-        layers = 1 if self._is_cell else layer.num_layers
-        output_size = getattr(layer, "proj_size", 0) or layer.hidden_size
+        like = of.packed.new_empty(0, dtype=torch.float32) if frozen else next(of.parameters()).detach()
+        layers = 1 if self._is_cell else of.num_layers
+        output_size = getattr(layer, "proj_size", 0) or of.hidden_size
         self._h = like.new_zeros(layers, batch, output_size)
-        self._c = like.new_zeros(layers, batch, layer.hidden_size) if self._lstm else None
-        self._step = torch.ops.rnnfast._stream_step.default._op if frozen else None
+        self._c = like.new_zeros(layers, batch, of.hidden_size) if self._lstm else None
+        self._step: Any = frozen_ops.stream_step if frozen else None
 
     def step(self, input: Tensor) -> Tensor:
         """The output [batch, Hout] of one time step. `input`: [batch, I]; with batch 1 also [I], which gives [Hout]."""
@@ -92,7 +94,7 @@ class Stream:
         return (copies[0], copies[1]) if self._lstm else copies[0]
 
     @state.setter
-    def state(self, value: State) -> None:
+    def state(self, value: Any) -> None:
         given = list(value) if self._lstm and isinstance(value, (tuple, list)) else [value]
         own = self._tensors()
         shapes = [tuple(state.shape) for state in own]

@@ -3,9 +3,11 @@
 
     speedup.svg   the newest run of the CPU's grid: one bar per cell, pass, dtype and number of threads
     trend.svg     bench/results/history.csv: how those means moved from run to run
+    frozen.svg    the newest run of frozen layers: beside what else runs fixed weights (docs_frozen.py)
 
-`--tables` prints the tables of docs/performance.md instead. test_docs.py compares pictures and tables with the
-committed ones. The pictures are written by hand as SVG, so that they need no plotting package and stay small.
+`--tables` prints the tables of docs/performance.md and docs/inference.md instead. tests/project/test_docs.py compares
+pictures and tables with the committed ones. The pictures are written by hand as SVG (svg.py), so that they need no
+plotting package and stay small.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import geometric_mean
-from xml.sax.saxutils import escape
 
+import docs_frozen
 import history
+from svg import line, picture, text
 
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = ROOT / "bench" / "results", ROOT / "docs" / "images"
@@ -26,16 +29,6 @@ CELLS, PASSES = ("LSTM", "GRU", "RNN"), ("inference", "training")
 SERIES = (("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2))
 # One hue per dtype, the stronger shade for two threads; readable on both backgrounds.
 COLORS = ("#86b8ea", "#3579c4", "#f2b277", "#cf6a1e")
-STYLE = """<style>
-text { font-family: -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; font-size: 12px; fill: #24292f }
-.title { font-size: 17px; font-weight: 600 } .small { font-size: 11px } .faint { fill: #57606a }
-.card { fill: #ffffff; stroke: #d0d7de } .grid { stroke: #d8dee4 } .axis { stroke: #57606a; stroke-width: 1.5 }
-.worst { stroke: #24292f; stroke-width: 2 }
-@media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 } .faint { fill: #9198a1 } .card { fill: #0d1117; stroke: #30363d }
-.grid { stroke: #21262d } .axis { stroke: #9198a1 } .worst { stroke: #ffffff }
-}
-</style>"""
 
 
 def newest_run(isa: str = "") -> Path:
@@ -46,22 +39,6 @@ def newest_run(isa: str = "") -> Path:
 def label(dtype: str, threads: int) -> str:
     name = {"fp32": "float32", "bf16": "bfloat16"}[dtype]
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
-
-
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    style = f' class="{kind}"' if kind else ""
-    place = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{style}{place}>{escape(words)}</text>'
-
-
-def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
-
-
-def picture(width: int, height: int, title: str, parts: Iterable[str]) -> str:
-    begin = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-    card = f'<rect class="card" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"/>'
-    return "\n".join((f'{begin} role="img">', f"<title>{escape(title)}</title>", STYLE, card, *parts, "</svg>\n"))
 
 
 def legend(x: float, y: float) -> Iterator[str]:
@@ -180,10 +157,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.tables:
         print(f"{table(newest_run())}\n\n{table(newest_run('avx2'))}")
+        print("\n\n".join(part(docs_frozen.newest_run()) for part in docs_frozen.TABLES))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "speedup.svg").write_text(speedup_picture(newest_run()))
     (options.out / "trend.svg").write_text(trend_picture(history.read()))
+    (options.out / "frozen.svg").write_text(docs_frozen.picture(docs_frozen.newest_run()))
 
 
 if __name__ == "__main__":

@@ -83,6 +83,16 @@ def test_streaming():
     assert len(differences) == 3 and max(differences) < 1e-5
 
 
+@pytest.mark.skipif(rnnfast.backends()["cpu"] != "available", reason="the CPU kernels are not there")
+def test_freeze():
+    printed = run("freeze.py")
+    accuracies = numbers(r"accuracy (\S+),", printed)
+    assert len(accuracies) == 4 and accuracies[0] > 0.9, "torch.nn and three formats of a model that had learned"
+    assert min(accuracies) >= accuracies[0] - 0.005
+    sizes = numbers(r"weights +(\S+) MiB", printed)
+    assert sizes == sorted(sizes, reverse=True) and min(numbers(r"(\S+) times as fast", printed)) > 0
+
+
 @pytest.mark.quick(0)
 def test_recurrent_policy():
     rewards = numbers(r"mean reward +(\S+)", run("recurrent_policy.py"))

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import docs_frozen
 import docs_images
 import history
 import pytest
@@ -100,7 +101,7 @@ def test_pictures_show_the_committed_results(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["docs_images.py", "--out", str(tmp_path)])
     docs_images.main()
     drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == ["speedup.svg", "trend.svg"]
+    assert drawn == ["frozen.svg", "speedup.svg", "trend.svg"]
     for name in drawn:
         again = (tmp_path / name).read_text()
         assert again == (docs_images.IMAGES / name).read_text(), f"{name} is old: run `make docs-images`"
@@ -110,6 +111,8 @@ def test_numbers_in_the_pages_are_those_of_the_results():
     performance = (ROOT / "docs" / "performance.md").read_text()
     assert docs_images.table(NEWEST) in performance
     assert docs_images.table(docs_images.newest_run("avx2")) in performance
+    inference = (ROOT / "docs" / "inference.md").read_text()
+    assert all(table(docs_frozen.newest_run()) in inference for table in docs_frozen.TABLES)
     records = json.loads(NEWEST.read_text())
     date = max(one["date"] for one in records if one.get("date"))
     for page in (README.read_text(), performance):

@@ -15,8 +15,9 @@ from rnnfast.ops import CELLS
 
 FOLDER = Path(rnnfast.__file__).parent
 OF_NAMED_TUPLES = {"_replace", "_fields"}
-OF_RNNFAST = {"_cpu_isa", "_cuda_plan", "_cuda_allow_tf32"}  # operators
-OF_LAYERS = {"_flat_weights", "_flat_weights_names", "_parameters"}  # read at every call, so without a function between
+OF_RNNFAST = {"_cpu_isa", "_frozen_isa", "_stream_step", "_cuda_plan", "_cuda_allow_tf32"}  # operators
+# Read at every call, so without a function between.
+OF_LAYERS = {"_flat_weights", "_flat_weights_names", "_parameters", "_buffers"}
 
 
 def private_names(tree):
@@ -252,3 +253,14 @@ assert list(inspect.signature(builder.VariableBuilder.wrap_module).parameters) =
 assert builder.config.allow_rnn is False
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+
+
+def test_hooks_of_a_module():
+    module = torch.nn.LSTM(2, 3)
+    assert not internals.has_hooks(module)
+    module.register_forward_pre_hook(lambda module, arguments: None).remove()
+    assert not internals.has_hooks(module)
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        handle = getattr(module, f"register_{register}")(lambda *arguments: None)
+        assert internals.has_hooks(module)
+        handle.remove()
