@@ -1,7 +1,9 @@
 """`freeze`: a copy of a model whose recurrent layers have fixed, packed weights, for fast inference on CPUs."""
 
 import copy
+import ctypes
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ def freeze(model: Module, weights: str = "int8", inplace: bool = False, exact: b
             found[module] = _frozen(module, weights, exact)
         else:
             _log.warning("%s (%s) is not frozen: %s", name or "the model", type(module).__name__, reason)
+    _give_back()
     if model in found:
         if inplace:
             raise ValueError("inplace=True: a layer cannot become a frozen one in place; take what freeze returns")
@@ -67,6 +70,13 @@ def freeze(model: Module, weights: str = "int8", inplace: bool = False, exact: b
                 if child in found:
                     setattr(parent, name, found[child])
     return model.eval()
+
+
+def _give_back() -> None:
+    """Returns freed memory to the system. glibc keeps up to 64 MiB of what packing has freed."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _refuses(module: Any) -> str | None:
@@ -107,7 +117,7 @@ def _named_weights(module: Any) -> dict[str, Tensor | None]:
 def _frozen(module: Any, weights: str, exact: bool) -> Frozen:
     """A frozen layer with the weights that `module` has now."""
     named = {name: weight if weight is None else weight.detach() for name, weight in _named_weights(module).items()}
-    plain = [_weights_of(named, suffix, weights) for suffix in _suffixes(module)]
+    plain = (_weights_of(named, suffix, weights) for suffix in _suffixes(module))  # one at a time in memory
     sizes = Sizes(_cell_of(module), weights, module.input_size, module.hidden_size, 0, 1, 1)
     if isinstance(module, torch.nn.RNNCellBase):
         return FrozenCell(module, sizes, plain, exact)

@@ -3,7 +3,7 @@
 A frozen layer has no parameters. Its forward is that of the layer it came from, in float32, for inference on CPUs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import frozen_ops, packing
-from .ops import Refused, is_refusal
+from .ops import Refused, is_refusal, words_of
 from .packing import Sizes, Weights
 
 _MODES = {"rnn_tanh": "RNN_TANH", "rnn_relu": "RNN_RELU", "gru": "GRU", "lstm": "LSTM"}
@@ -22,7 +22,6 @@ _STOCK_CELLS = {
     "gru": torch.nn.GRUCell,
     "lstm": torch.nn.LSTMCell,
 }
-_MATRICES = ("weight_ih", "weight_hh", "weight_hr")
 STATE_VERSION = 1
 """Of the form that a state_dict has; `load_state_dict` takes no other."""
 
@@ -37,7 +36,7 @@ class Frozen(torch.nn.Module):
     packed: Tensor
     _states: int
 
-    def __init__(self, sizes: Sizes, weights: list[Weights], bias: bool, exact: bool):
+    def __init__(self, sizes: Sizes, weights: Iterable[Weights], bias: bool, exact: bool):
         super().__init__()
         self.sizes, self.bias, self.exact = sizes, bias, exact
         self.weights, self._cell = sizes.weights, sizes.cell
@@ -66,7 +65,7 @@ class Frozen(torch.nn.Module):
         raise NotImplementedError
 
     def _stock(self) -> torch.nn.Module:
-        """torch.nn's module of the same sizes, on the meta device."""
+        """torch.nn's module of the same sizes, with weights of no meaning."""
         raise NotImplementedError
 
     def _refused(self, error: RuntimeError, *arguments: Any) -> RuntimeError:
@@ -74,17 +73,15 @@ class Frozen(torch.nn.Module):
         if not is_refusal(error):
             return error
 
-        def to_meta(value: Any) -> Any:
-            if isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence):
-                return type(value)(map(to_meta, value))
-            return value.to("meta") if isinstance(value, Tensor) else value
+        with torch.no_grad():
+            self._stock()(*arguments)
+        return RuntimeError(f"a frozen layer: {words_of(error)}")
 
-        if not any(isinstance(value, PackedSequence) for value in arguments):
-            self._stock()(*map(to_meta, arguments))
-        return error
+    def _states_of(self, input: Any, hx: Any, dims: tuple[int, ...], given: Any = None) -> Sequence[Any]:
+        """hx as (h,) or (h, c). Where kinds or ranks are wrong, torch.nn's own forward raises.
 
-    def _states_of(self, input: Any, hx: Any, dims: tuple[int, int]) -> Sequence[Tensor | None]:
-        """hx as (h,) or (h, c). Where kinds or ranks are wrong, torch.nn's own forward raises."""
+        `given`: what the caller got in the place of `input`, a PackedSequence.
+        """
         states = (None,) * self._states if hx is None else (hx,) if self._states == 1 else hx
         ranks = isinstance(input, Tensor) and input.dim() in dims and isinstance(states, (tuple, list))
         if ranks and len(states) == self._states:
@@ -93,9 +90,8 @@ class Frozen(torch.nn.Module):
                 if torch.is_grad_enabled():
                     self._no_gradients(input, states)
                 return states
-        raise self._refused(
-            Refused("rnnfast refuses: input and hx: expected tensors as torch.nn takes them"), input, hx
-        )
+        refusal = Refused("rnnfast refuses: input and hx: expected tensors as torch.nn takes them")
+        raise self._refused(refusal, input if given is None else given, hx)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         for name, tensor in self._plain().items():
@@ -107,8 +103,8 @@ class Frozen(torch.nn.Module):
         found: dict[str, Tensor | None] = {}
         unpacked = packing.unpack(self.sizes, self.packed, self.bias)
         for suffix, own in zip(self._names(), unpacked, strict=True):
-            found |= {f"{name}{suffix}": getattr(own, name) for name in _MATRICES}
-            found |= {f"{name}{suffix}_scale": scale for name, scale in zip(_MATRICES, own.scales, strict=False)}
+            found |= {f"{name}{suffix}": getattr(own, name) for name in packing.MATRICES}
+            found |= {f"{name}{suffix}_scale": scale for name, scale in zip(packing.MATRICES, own.scales, strict=False)}
             found |= {f"bias_ih{suffix}": own.bias_ih, f"bias_hh{suffix}": own.bias_hh}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -139,7 +135,7 @@ class Frozen(torch.nn.Module):
             self.packed = packing.pack(self.sizes, weights).to(self.packed.device)
 
     def _weights_of(self, named: dict[str, Tensor], suffix: str) -> Weights:
-        matrices = [f"{name}{suffix}" for name in _MATRICES]
+        matrices = [f"{name}{suffix}" for name in packing.MATRICES]
         scales = tuple(named[f"{name}_scale"] for name in matrices if f"{name}_scale" in named)
         weight_hr, bias_ih, bias_hh = (named.get(name + suffix) for name in ("weight_hr", "bias_ih", "bias_hh"))
         return Weights(named[matrices[0]], named[matrices[1]], weight_hr, scales, bias_ih, bias_hh)
@@ -156,7 +152,7 @@ def _kind(tensor: Tensor) -> str:
 class FrozenLayer(Frozen):
     """A frozen RNN, GRU or LSTM: all its layers and directions as one operator."""
 
-    def __init__(self, layer: torch.nn.RNNBase, sizes: Sizes, weights: list[Weights], exact: bool):
+    def __init__(self, layer: torch.nn.RNNBase, sizes: Sizes, weights: Iterable[Weights], exact: bool):
         super().__init__(sizes, weights, layer.bias, exact)
         self.mode, self.num_layers, self.batch_first = layer.mode, layer.num_layers, layer.batch_first
         self.bidirectional, self.proj_size, self.dropout = layer.bidirectional, layer.proj_size, 0.0
@@ -173,7 +169,7 @@ class FrozenLayer(Frozen):
         options |= {"proj_size": self.proj_size} if self.sizes.cell == "lstm" else {}
         options |= {"bias": self.bias, "batch_first": self.batch_first, "bidirectional": self.bidirectional}
         sizes = self.input_size, self.hidden_size, self.num_layers
-        return _STOCK[self.sizes.cell](*sizes, device="meta", **options)
+        return _STOCK[self.sizes.cell](*sizes, device="meta", **options).to_empty(device="cpu")
 
     def forward(self, input, hx=None, *, lengths=None):
         """As torch.nn's: (output, h_n) or (output, (h_n, c_n)).
@@ -241,14 +237,17 @@ class FrozenLayer(Frozen):
         if hx is None:
             places, batch = self.num_layers * (1 + self.bidirectional), int(batch_sizes[0])
             sizes = (self.sizes.output_size, self.hidden_size)[: self._states]
-            states = tuple(data.new_zeros(places, batch, size) for size in sizes)
+            states: Sequence[Tensor] = tuple(data.new_zeros(places, batch, size) for size in sizes)
         else:
-            states = (hx,) if self._states == 1 else tuple(hx)
-            if order is not None:
+            states = self._states_of(data[None] if data.dim() == 2 else data, hx, (3,), input)
+            if order is not None and all(state.size(1) == order.numel() for state in states):
                 states = tuple(state.index_select(1, order) for state in states)
         if torch.is_grad_enabled():
             self._no_gradients(data, states)
-        output, *finals = self._run(data, states, batch_sizes, None)
+        try:
+            output, *finals = self._run(data, states, batch_sizes, None)
+        except RuntimeError as error:
+            raise self._refused(error, input, hx) from None
         if back is not None:
             finals = [final.index_select(1, back) for final in finals]
         return PackedSequence(output, batch_sizes, order, back), tuple(finals) if self._states == 2 else finals[0]
@@ -257,7 +256,7 @@ class FrozenLayer(Frozen):
 class FrozenCell(Frozen):
     """A frozen RNNCell, GRUCell or LSTMCell."""
 
-    def __init__(self, cell: torch.nn.RNNCellBase, sizes: Sizes, weights: list[Weights], exact: bool):
+    def __init__(self, cell: torch.nn.RNNCellBase, sizes: Sizes, weights: Iterable[Weights], exact: bool):
         super().__init__(sizes, weights, cell.bias, exact)
         self._states = 2 if sizes.cell == "lstm" else 1
 
@@ -266,7 +265,8 @@ class FrozenCell(Frozen):
 
     def _stock(self) -> torch.nn.Module:
         options = {"nonlinearity": "relu"} if self.sizes.cell == "rnn_relu" else {}
-        return _STOCK_CELLS[self.sizes.cell](self.input_size, self.hidden_size, self.bias, device="meta", **options)
+        sizes = self.input_size, self.hidden_size, self.bias
+        return _STOCK_CELLS[self.sizes.cell](*sizes, device="meta", **options).to_empty(device="cpu")
 
     def forward(self, input, hx=None):
         """As torch.nn's: h [B, H], or (h, c). `input`: float32 [B, I] or [I]."""

@@ -64,6 +64,11 @@ def refusal(message: str) -> Refused:
     return Refused(f"{_REFUSAL}{message}")
 
 
+def words_of(refusal: RuntimeError) -> str:
+    """The words of a refusal alone, without the place in C++ that refused."""
+    return str(refusal).partition(_REFUSAL)[2].partition("\n")[0] or str(refusal)
+
+
 def require(condition: bool, message: str) -> None:
     """Raises Refused unless `condition` holds."""
     if not condition:

@@ -3,7 +3,7 @@
 One block of bytes holds a whole stack of layers. It is the same for every machine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from .cells import SPECS
 
 MAGIC = 0x317A72665F6E72
 FORMATS = ("float32", "bfloat16", "int8")
+MATRICES = ("weight_ih", "weight_hh", "weight_hr")
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 _CELL_NUMBERS = {"rnn_tanh": 0, "rnn_relu": 0, "gru": 1, "lstm": 2}
 _LANES, _MOST_VECTORS, _ALIGNMENT, _HEADER_WORDS = 16, 4, 64, 16
@@ -59,25 +60,34 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8), scale
 
 
-def pack(sizes: Sizes, weights: list[Weights]) -> Tensor:
-    """The packed block, uint8. `weights`: of every layer's directions in turn."""
-    gates = len(SPECS[sizes.cell].gates)
-    parts: list[Tensor] = []
+def pack(sizes: Sizes, weights: Iterable[Weights]) -> Tensor:
+    """The packed block, uint8. `weights`: of every layer's directions in turn.
+
+    They are taken one by one and written into the block at once, so that little more memory than its own is needed.
+    """
+    parts = list(_parts(sizes))
+    length = parts[-1].end
+    block = torch.zeros(length, dtype=torch.uint8)
+    block[: 8 * _HEADER_WORDS] = _bytes(_header(sizes, length))
+    place = iter(parts)
     for own in weights:
-        matrices = [(own.weight_ih, gates), (own.weight_hh, gates)]
-        matrices += [(own.weight_hr, 1)] if own.weight_hr is not None else []
-        for i, (matrix, count) in enumerate(matrices):
-            parts.append(_panel(matrix, count, FORMATS.index(sizes.weights)))
-            if own.scales:
-                parts.append(_vectors(own.scales[i], count))
-                parts.append(_vectors(matrix.sum(1, dtype=torch.int32), count))
         bias, bias_hidden = _biases(sizes, own)
-        parts.append(_vectors(bias, gates))
-        if bias_hidden is not None:
-            parts.append(_vectors(bias_hidden, 1))
-    padded = [F.pad(part, (0, -part.numel() % _ALIGNMENT)) for part in map(_bytes, parts)]
-    length = 8 * _HEADER_WORDS + sum(part.numel() for part in padded)
-    return torch.cat([_bytes(_header(sizes, length)), *padded])
+        values: dict[str, Tensor | None] = {"bias": bias, "bias_hidden": bias_hidden}
+        for i, name in enumerate(MATRICES):
+            matrix = getattr(own, name)
+            if matrix is None:
+                continue
+            values[name] = matrix
+            if own.scales:
+                values |= {f"{name}_scale": own.scales[i], f"{name}_sum": matrix.sum(1, dtype=torch.int32)}
+        for _ in range(len(parts) // (sizes.num_layers * sizes.directions)):
+            part = next(place)
+            value = values[part.name]
+            if value is None:
+                raise ValueError(f"{part.name}: expected a tensor, got None")
+            in_order = _panel(value, part.gates, part.format) if part.name in MATRICES else _vectors(value, part.gates)
+            block[part.first : part.first + part.bytes] = _bytes(in_order)
+    return block
 
 
 def unpack(sizes: Sizes, packed: Tensor, has_biases: bool) -> list[Weights]:
@@ -85,40 +95,74 @@ def unpack(sizes: Sizes, packed: Tensor, has_biases: bool) -> list[Weights]:
 
     The kernels need the sum of the biases only, and so the block has it as bias_ih; bias_hh keeps GRU's b_hn alone.
     """
-    gates, kind = len(SPECS[sizes.cell].gates), FORMATS.index(sizes.weights)
-    at = 8 * _HEADER_WORDS
+    parts = list(_parts(sizes))
+    each = len(parts) // (sizes.num_layers * sizes.directions)
     found = []
+    for first in range(0, len(parts), each):
+        values = {part.name: _read(part, packed) for part in parts[first : first + each]}
+        bias, hidden = values["bias"], torch.zeros_like(values["bias"])
+        if sizes.cell == "gru":
+            hidden[2 * sizes.hidden_size :] = values["bias_hidden"]
+        scales = tuple(values[f"{name}_scale"] for name in MATRICES if f"{name}_scale" in values)
+        biases = (bias, hidden) if has_biases else (None, None)
+        found.append(Weights(values["weight_ih"], values["weight_hh"], values.get("weight_hr"), scales, *biases))
+    return found
 
-    def take(count: int, dtype: torch.dtype) -> Tensor:
-        nonlocal at
-        part = packed[at : at + count * dtype.itemsize]
-        at += -(-part.numel() // _ALIGNMENT) * _ALIGNMENT
-        return part.clone().view(dtype)
 
-    def columns(units: int, count: int, dtype: torch.dtype) -> Tensor:
-        vectors = -(-units // _LANES)
-        return take(vectors * count * _LANES, dtype).view(vectors, count, _LANES).transpose(0, 1).flatten(1)[:, :units]
+class _Part(NamedTuple):
+    """One array of the block: a matrix, the scales or sums of its rows, or a bias."""
+
+    name: str
+    units: int
+    depth: int  # of a matrix; else 0
+    gates: int
+    format: int
+    dtype: torch.dtype
+    first: int  # its first byte in the block
+    bytes: int
+
+    @property
+    def end(self) -> int:
+        """Where the next part begins."""
+        return self.first + -(-self.bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _parts(sizes: Sizes) -> Iterator[_Part]:
+    """All arrays of the block in order; csrc/cpu/host/frozen.cpp takes them in the same order."""
+    gates, kind = len(SPECS[sizes.cell].gates), FORMATS.index(sizes.weights)
+    first = 8 * _HEADER_WORDS
+
+    def part(name: str, units: int, depth: int, count: int, dtype: torch.dtype) -> _Part:
+        nonlocal first
+        rows = -(-units // _LANES) * count * _LANES
+        steps = -(-depth // _STEP_DEPTHS[kind]) if depth else 1
+        made = _Part(name, units, depth, count, kind, dtype, first, rows * steps * 4)
+        first = made.end
+        return made
 
     for layer in range(sizes.num_layers):
-        depth = sizes.input_size if layer == 0 else sizes.directions * sizes.output_size
-        shapes = [(sizes.hidden_size, depth, gates), (sizes.hidden_size, sizes.output_size, gates)]
-        shapes += [(sizes.proj_size, sizes.hidden_size, 1)] if sizes.proj_size else []
+        width = sizes.input_size if layer == 0 else sizes.directions * sizes.output_size
+        shapes = [("weight_ih", sizes.hidden_size, width, gates)]
+        shapes += [("weight_hh", sizes.hidden_size, sizes.output_size, gates)]
+        shapes += [("weight_hr", sizes.proj_size, sizes.hidden_size, 1)] if sizes.proj_size else []
         for _ in range(sizes.directions):
-            matrices, scales = [], []
-            for units, depth, count in shapes:
-                panel = take(_panel_bytes(units, depth, count, kind), torch.uint8)
-                matrices.append(_matrix(panel, units, depth, count, kind))
+            for name, units, depth, count in shapes:
+                yield part(name, units, depth, count, DTYPES[kind])
                 if sizes.weights == "int8":
-                    scales.append(columns(units, count, torch.float32).flatten())
-                    columns(units, count, torch.int32)
-            bias = columns(sizes.hidden_size, gates, torch.float32).flatten()
-            hidden = torch.zeros_like(bias)
+                    yield part(f"{name}_scale", units, 0, count, torch.float32)
+                    yield part(f"{name}_sum", units, 0, count, torch.int32)
+            yield part("bias", sizes.hidden_size, 0, gates, torch.float32)
             if sizes.cell == "gru":
-                hidden[2 * sizes.hidden_size :] = columns(sizes.hidden_size, 1, torch.float32).flatten()
-            biases = (bias, hidden) if has_biases else (None, None)
-            projection = matrices[2] if sizes.proj_size else None
-            found.append(Weights(matrices[0], matrices[1], projection, tuple(scales), *biases))
-    return found
+                yield part("bias_hidden", sizes.hidden_size, 0, 1, torch.float32)
+
+
+def _read(part: _Part, packed: Tensor) -> Tensor:
+    """A part of the block in plain form."""
+    values = packed[part.first : part.first + part.bytes].clone().view(part.dtype)
+    if part.name in MATRICES:
+        return _matrix(values, part.units, part.depth, part.gates, part.format)
+    by_gate = values.view(-1, part.gates, _LANES).transpose(0, 1).flatten(1)
+    return by_gate[:, : part.units].flatten()
 
 
 def _header(sizes: Sizes, length: int) -> Tensor:
@@ -157,10 +201,6 @@ def _blocks(units: int, gates: int) -> Iterator[tuple[int, int]]:
         yield block * vectors // blocks, (block + 1) * vectors // blocks
 
 
-def _panel_bytes(units: int, depth: int, gates: int, kind: int) -> int:
-    return -(-units // _LANES) * gates * -(-depth // _STEP_DEPTHS[kind]) * _LANES * 4
-
-
 def _panel(weight: Tensor, gates: int, kind: int) -> Tensor:
     """[gates * units, depth] as [block][step of k][vector][lane][k of the step]."""
     step = _STEP_DEPTHS[kind]
@@ -172,10 +212,10 @@ def _panel(weight: Tensor, gates: int, kind: int) -> Tensor:
     return torch.cat([_bytes(lanes[0, first:last].permute(2, 0, 1, 3)) for first, last in _blocks(units, 1)])
 
 
-def _matrix(panel: Tensor, units: int, depth: int, gates: int, kind: int) -> Tensor:
+def _matrix(values: Tensor, units: int, depth: int, gates: int, kind: int) -> Tensor:
     """The reverse of `_panel`."""
     step = _STEP_DEPTHS[kind]
-    steps, values = -(-depth // step), panel.view(DTYPES[kind])
+    steps = -(-depth // step)
     if gates > 1:
         lanes = values.view(-1, steps, gates, _LANES, step).permute(2, 0, 3, 1, 4)
     else:

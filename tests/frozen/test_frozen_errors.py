@@ -94,15 +94,7 @@ KINDS = {
     "gru-cell": (lambda **rest: nn.GRUCell(6, 9, **rest), CELL_ONE_STATE),
     "lstm-cell": (lambda **rest: nn.LSTMCell(6, 9, **rest), CELL_TWO_STATES),
 }
-# What a meta tensor's forward does not refuse, and so has other words than torch's, with a place in our source.
-OWN_WORDS = {("rnn", "hx-float64"), ("gru", "hx-float64"), ("lstm", "c-float64")}
-OWN_WORDS |= {(kind, name) for kind in ("rnn-cell", "gru-cell") for name in ("input-float64", "hx-float64")}
-NOT_TORCH_S = pytest.mark.xfail(strict=True, reason="not torch's words: packed sequences, and wrong dtypes")
-ALL = [
-    pytest.param(kind, name, marks=[NOT_TORCH_S] if "packed" in name or (kind, name) in OWN_WORDS else [])
-    for kind, (_, table) in KINDS.items()
-    for name in table
-]
+ALL = [(kind, name) for kind, (_, table) in KINDS.items() for name in table]
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 
 
@@ -160,7 +152,6 @@ def test_nothing_is_frozen_halfway(caplog):
     assert "0 (LSTM) is not frozen: weight_ih_l0 is torch.float16" in caplog.text
 
 
-@NOT_TORCH_S
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_messages_of_our_own_have_no_place_in_the_source(weights):
     """bfloat16 input under autocast is fine for torch.nn. A frozen layer says what it takes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import test_isa
 import torch
@@ -131,7 +133,8 @@ def of_best(tmp_path_factory):
 
 def results_of(isa: str | None, folder) -> dict:
     path = folder / "results.pt"
-    program = f"import sys; sys.argv = ['', {str(path)!r}]\n" + PROGRAM
+    folders = [str(Path(module).parent) for module in (__file__, test_isa.__file__)]
+    program = f"import sys; sys.argv = ['', {str(path)!r}]; sys.path += {folders}\n" + PROGRAM
     if isa is None:
         program = "import os; del os.environ['RNNFAST_CPU_ISA']\n" + program
     done = test_isa.run(isa or "base", program)
