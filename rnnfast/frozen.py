@@ -112,10 +112,10 @@ class Frozen(torch.nn.Module):
         """Takes all weights, or none of them and says why."""
         expected = self._plain()
         version = state_dict.get(prefix + "format_version")
-        if version is not None and int(version) != STATE_VERSION:
-            error_msgs.append(f"{prefix}format_version: expected {STATE_VERSION}, got {int(version)}")
+        if version is not None and (getattr(version, "shape", None) != () or int(version) != STATE_VERSION):
+            error_msgs.append(f"{prefix}format_version: expected {STATE_VERSION}, got {version}")
             return
-        missing = [prefix + name for name in expected if prefix + name not in state_dict]
+        missing = [prefix + name for name in (*expected, "format_version") if prefix + name not in state_dict]
         unexpected = [
             key
             for key in state_dict
@@ -145,8 +145,8 @@ class Frozen(torch.nn.Module):
         packing.check_header(self.sizes, self.packed)
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {list(tensor.shape)}"
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 class FrozenLayer(Frozen):

@@ -56,8 +56,8 @@ class Sizes(NamedTuple):
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 [R, K] and float32 scales [R] of a weight [R, K], symmetric for each row: the largest value becomes 127."""
     largest = weight.abs().amax(1)
-    scale = torch.where(largest > 0, largest / 127, 1.0)
-    return torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8), scale
+    scale = torch.where(largest == 0, 1.0, largest / 127)  # NaN or infinite where the row is, and so is every sum
+    return torch.round(weight / scale[:, None]).nan_to_num_(0).clamp_(-127, 127).to(torch.int8), scale
 
 
 def pack(sizes: Sizes, weights: Iterable[Weights]) -> Tensor:

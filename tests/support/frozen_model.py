@@ -49,7 +49,7 @@ def quantised_row(rows: Tensor, symmetric: bool, wide: bool) -> tuple[Tensor, Te
         scale = torch.where(high > 0, high / (middle - 1), 1.0)
         zero = torch.full_like(scale, middle)
     else:
-        scale = torch.where(high > low, (high - low) / levels, 1.0)
+        scale = torch.where(high > low, high / levels - low / levels, 1.0)
         zero = (-low / scale + 0.5).floor()
     inverse = torch.where(scale >= torch.finfo(torch.float32).tiny, 1 / scale, 0.0)
     q = ((rows * inverse).round() + zero).clamp(0, levels)

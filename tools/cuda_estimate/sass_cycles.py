@@ -223,7 +223,7 @@ class Case:
         """A pattern of its mangled name: product, cell, H and then no projection."""
         product, cell = PRODUCTS.index(self.product), CELLS.index(self.cell)
         name = f"{self.tier}_{'backward' if backward else 'forward'}"
-        return rf"{name}ILNS0_7ProductE{product}ELNS_4CellE{cell}ELi{self.H}E(Lb0E)?(Li0E)?(Li8E)?E"
+        return rf"{name}ILNS0_10ArithmeticE{product}ELNS_4CellE{cell}ELi{self.H}E(Lb0E)?(Li0E)?(Li8E)?E"
 
     @property
     def output_share(self) -> Fraction:

@@ -73,8 +73,9 @@ RowScale quantise_row(const float* row, int64_t size, char* to, int64_t plane_by
     range.high = std::max(range.high, -range.low);
     result.scale = range.high > 0 ? range.high / (kMiddle - 1) : 1;
   } else {
-    result.scale = range.high > range.low ? (range.high - range.low) / kLevels : 1;
-    zero = int32_t(-range.low / result.scale + 0.5f);
+    // Each end by itself: their difference may be more than a float can hold.
+    result.scale = range.high > range.low ? range.high / kLevels - range.low / kLevels : 1;
+    zero = int32_t(std::min(-range.low / result.scale + 0.5f, float(kLevels)));
   }
   // A scale that is no normal number has no finite inverse: all values are as good as zero.
   const float inverse = result.scale >= 0x1p-126f ? 1 / result.scale : 0;
