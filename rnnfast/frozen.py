@@ -55,6 +55,12 @@ class Frozen(torch.nn.Module):
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, weights={self.weights!r}" + ", exact=True" * self.exact
 
+    @property
+    def kernel(self) -> str:
+        """The format of the weights, and the instruction set that multiplies them on this machine."""
+        isa = torch.ops.rnnfast._frozen_isa(packing.FORMATS.index(self.weights))
+        return f"{self.weights} weights, packed once; kernel {isa}"
+
     def _no_gradients(self, input: Tensor, states: Sequence[Tensor | None]) -> None:
         """Raises RuntimeError where a gradient would be lost."""
         if input.requires_grad or any(state is not None and state.requires_grad for state in states):

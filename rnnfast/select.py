@@ -16,6 +16,7 @@ from ._torch_internals import forward_ad_level, has_bf16_products, is_exporting,
 from .autocast import dtype_of
 from .call import Call
 from .check import fits
+from .frozen import Frozen
 
 
 def only_torch() -> str | None:
@@ -127,10 +128,13 @@ class Explanation(NamedTuple):
     """The measurement by which CUDA tensors take it, and its date."""
     requested: bool = False
     """Whether `backend` or RNNFAST_BACKEND asked for it."""
+    frozen: str | None = None
+    """Of a frozen layer: the format of its weights and the instruction set that multiplies them."""
 
     def __str__(self) -> str:
         lines = [f"{self.call} takes backend {self.backend!r}" + ", which was requested" * self.requested]
         lines += [f"  measured: {self.measured}"] if self.measured else []
+        lines += [f"  {self.frozen}"] if self.frozen else []
         return "\n".join(lines + [f"  not {name!r}: {reason}" for name, reason in self.passed_over.items()])
 
 
@@ -141,6 +145,8 @@ def explain(module: torch.nn.Module, input: Any, hx: Any = None, *, lengths: Ten
         module: one of rnnfast; raises TypeError for any other.
         input, hx, lengths: the arguments of its forward.
     """
+    if isinstance(module, Frozen):
+        return Explanation(CPU.name, {}, f"{module} on {input.dtype} cpu tensors", frozen=module.kernel)
     prepare = getattr(module, "_call", None)
     if prepare is None:
         raise TypeError(f"{type(module).__name__} is not a module of rnnfast; see rnnfast.convert")

@@ -76,13 +76,18 @@ class Stream:
                 time = 1 if self.layer.batch_first else 0
                 output, new = self.layer(input.unsqueeze(time), states)
                 output, new = output.squeeze(time), new if self._lstm else (new,)
-        self._h, self._c = new[0], new[1] if self._lstm else None
+        self._keep(new)
         return output
 
     def reset(self, rows: Tensor | Sequence[int] | None = None) -> None:
         """Zero state for all sequences, or for some: their numbers, or a bool mask [batch]."""
-        for state in self._tensors():
+        states = [state.clone() for state in self._tensors()]  # an output of a cell is its state: it must not change
+        for state in states:
             state[:, slice(None) if rows is None else torch.as_tensor(rows)] = 0
+        self._keep(states)
+
+    def _keep(self, states: Sequence[Tensor]) -> None:
+        self._h, self._c = states[0], states[1] if self._lstm else None
 
     def _tensors(self) -> list[Tensor]:
         return [self._h] if self._c is None else [self._h, self._c]
@@ -102,5 +107,4 @@ class Stream:
             raise ValueError(
                 f"state: expected tensors of shapes {shapes}, got {[getattr(s, 'shape', s) for s in given]}"
             )
-        for state, new in zip(own, given, strict=True):
-            state.copy_(new.detach())
+        self._keep([state.clone().copy_(new.detach()) for state, new in zip(own, given, strict=True)])

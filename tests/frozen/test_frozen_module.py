@@ -18,6 +18,7 @@ from support.harness import CELLS, Case, num_threads
 from test_threads import in_child
 from torch import Tensor, nn
 
+import rnnfast
 from rnnfast import _ext
 from rnnfast.freeze import freeze
 
@@ -311,3 +312,10 @@ def test_resident_memory_of_int8():
     assert done.returncode == 0, done.stderr
     of_float, of_int8 = map(float, done.stdout.split())
     assert of_float > 140 and of_int8 <= 0.30 * of_float, done.stdout
+
+
+def test_explain_names_the_format_and_the_kernel():
+    frozen, x = freeze(nn.LSTM(6, 9)), torch.randn(3, 2, 6)
+    told = rnnfast.explain(frozen, x)
+    assert told.backend == "cpu" and "int8 weights, packed once; kernel " in str(told)
+    assert "bfloat16 weights" in str(rnnfast.explain(freeze(nn.GRUCell(6, 9), "bfloat16"), x[0]))
