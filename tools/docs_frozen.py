@@ -98,11 +98,11 @@ def ratio_table(file: Path) -> str:
     """Geometric mean over H and B, in brackets the worst."""
     records = plain(file)
     columns = {
-        "float32 to torch.nn": lambda r: r["speedup"],
-        "float32 to ONNX Runtime": of_float32,
-        "int8 to the fastest other int8": of_int8,
-        "bfloat16 to float32": float32_to("bfloat16"),
-        "int8 to float32": float32_to("int8"),
+        "float32: torch.nn": lambda r: r["speedup"],
+        "float32: ONNX Runtime": of_float32,
+        "int8: fastest other int8": of_int8,
+        "bfloat16: float32": float32_to("bfloat16"),
+        "int8: float32": float32_to("int8"),
     }
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for cell in CELLS:
