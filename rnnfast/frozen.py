@@ -53,7 +53,7 @@ class Frozen(torch.nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, weights={self.weights!r}" + ", exact=True" * self.exact
+        return f"{self._stock().extra_repr()}, weights={self.weights!r}" + ", exact=True" * self.exact
 
     @property
     def kernel(self) -> str:
@@ -217,6 +217,9 @@ class FrozenLayer(Frozen):
         if not batched:
             output, finals = output.squeeze(0 if self.batch_first else 1), [final.squeeze(1) for final in finals]
         return output, tuple(finals) if self._states == 2 else finals[0]
+
+    def flatten_parameters(self) -> None:
+        """Does nothing. Models call it before they call a layer."""
 
     def _usual_states(self, input: Tensor, hx: Any) -> Sequence[Tensor | None] | None:
         """The states of a usual call, None where they need another look. A microsecond shorter than `_states_of`."""

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from bench.test_bench_harness import one_thread  # noqa: F401
+from test_bench_harness import one_thread  # noqa: F401
 
 from bench import frozen, goals, measure, onnx_runtime, peak, providers, report, suites
 from bench.cases import Case
