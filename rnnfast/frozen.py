@@ -14,7 +14,6 @@ from . import frozen_ops, packing
 from .ops import Refused, is_refusal, words_of
 from .packing import Sizes, Weights
 
-_MODES = {"rnn_tanh": "RNN_TANH", "rnn_relu": "RNN_RELU", "gru": "GRU", "lstm": "LSTM"}
 _STOCK = {"rnn_tanh": torch.nn.RNN, "rnn_relu": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 _STOCK_CELLS = {
     "rnn_tanh": torch.nn.RNNCell,
