@@ -6,18 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kernel_check
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import kernel_check  # noqa: E402
 
 MISSING = kernel_check.missing(kernel_check.FRAMEWORKS["test"])
 SETS = kernel_check.instruction_sets()
 
 
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+@pytest.mark.quick(1)  # each set compiles all kernels once more
 @pytest.mark.parametrize("isa", SETS)
 def test_parts_of_the_kernels(isa):
     command = [sys.executable, str(ROOT / "tools" / "kernel_check.py"), "test", "--isa", isa]

@@ -18,7 +18,13 @@ from rnnfast import _ext
 
 ROOT = Path(__file__).parents[2]
 # What each compiled file must be allowed to use: a file built with another's flags would crash on older machines.
-MACROS = {"isa_avx2": "__AVX2__", "isa_avx512": "__AVX512VL__", "isa_avx512_bf16": "__AVX512BF16__"}
+MACROS = {
+    "isa_avx2": "__AVX2__",
+    "isa_avx2_vnni": "__AVXVNNI__",
+    "isa_avx512": "__AVX512VL__",
+    "isa_avx512_vnni": "__AVX512VNNI__",
+    "isa_avx512_bf16": "__AVX512BF16__",
+}
 
 
 def run_python(program: str, cwd: Path, **environment: str) -> str:

@@ -12,7 +12,7 @@ struct RowScale {
 };
 
 // Rows of activations. `row_bytes` from row to row, `plane_bytes` from the high to the low bytes.
-struct Activations {
+struct ActivationRows {
   const char* data;
   int64_t row_bytes;
   int64_t plane_bytes;

@@ -23,7 +23,7 @@ struct FrozenFloat32 {
 };
 
 #if defined(__AVX512BF16__)
-// Activations are rounded to bfloat16, products and sums are float32.
+// ActivationRows are rounded to bfloat16, products and sums are float32.
 struct FrozenBFloat16 {
   using Sum = Simd<float>::V;
   using Weights = __m512bh;

@@ -54,7 +54,7 @@ class FrozenForward {
     char* data;
     int64_t plane_bytes, row_bytes;
     RowScale* scale;
-    Activations from(int64_t row) const { return {data + row * row_bytes, row_bytes, plane_bytes, scale + row}; }
+    ActivationRows from(int64_t row) const { return {data + row * row_bytes, row_bytes, plane_bytes, scale + row}; }
   };
 
   // One thread's share of one direction.
@@ -235,7 +235,7 @@ class FrozenForward {
       std::max(kFewBlocks * kFewRows, kManyRows) * PackedShape::kMostVectors * kPackedLanes;
 
   // W_hh h of one block; zeros where h is.
-  void multiply_hidden(const Worker& worker, int64_t block, Activations h, int64_t rows, float* out, int64_t stride,
+  void multiply_hidden(const Worker& worker, int64_t block, ActivationRows h, int64_t rows, float* out, int64_t stride,
                        bool from_zero) const {
     if (!from_zero) return frozen_block<F>(rows, out, stride, call_.direction[worker.d].hh, block, h, wide_);
     for (int64_t m = 0; m < rows; ++m)

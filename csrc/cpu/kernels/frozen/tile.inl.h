@@ -14,7 +14,7 @@ constexpr int frozen_tile_rows(int vectors, int terms) {
 
 // out[row][vector][lane] = sum over k of a[row][k] * W[vector, lane][k].
 template <class F, int kVectors, int kRows, int kTerms>
-void frozen_tile(float* out, int64_t out_stride, const PackedMatrix& matrix, int64_t position, Activations a) {
+void frozen_tile(float* out, int64_t out_stride, const PackedMatrix& matrix, int64_t position, ActivationRows a) {
   using S = Simd<float>;
   using Sum = typename F::Sum;
   constexpr bool kInt8 = F::kFormat == WeightFormat::kInt8;
@@ -97,8 +97,8 @@ void frozen_tile(float* out, int64_t out_stride, const PackedMatrix& matrix, int
 }
 
 template <class F, int kVectors, int kTerms, int... kIndex>
-void frozen_rows(int rows, float* out, int64_t out_stride, const PackedMatrix& matrix, int64_t position, Activations a,
-                 std::integer_sequence<int, kIndex...>) {
+void frozen_rows(int rows, float* out, int64_t out_stride, const PackedMatrix& matrix, int64_t position,
+                 ActivationRows a, std::integer_sequence<int, kIndex...>) {
   ((rows == kIndex + 1 ? frozen_tile<F, kVectors, kIndex + 1, kTerms>(out, out_stride, matrix, position, a) : void()),
    ...);
 }
@@ -106,7 +106,7 @@ void frozen_rows(int rows, float* out, int64_t out_stride, const PackedMatrix& m
 // One block of a matrix times `rows` rows, at most frozen_tile_rows of them.
 template <class F, int kTerms>
 void frozen_block_terms(int rows, float* out, int64_t out_stride, const PackedMatrix& matrix, int64_t block,
-                        Activations a) {
+                        ActivationRows a) {
   const int64_t position = matrix.shape.position(block);
   const auto run = [&]<int kVectors>() {
     frozen_rows<F, kVectors, kTerms>(rows, out, out_stride, matrix, position, a,
@@ -127,10 +127,10 @@ void frozen_block_terms(int rows, float* out, int64_t out_stride, const PackedMa
 // Any number of rows. Row m of the result goes to out + m * out_stride.
 template <class F>
 void frozen_block(int64_t rows, float* out, int64_t out_stride, const PackedMatrix& matrix, int64_t block,
-                  Activations a, bool wide) {
+                  ActivationRows a, bool wide) {
   const int terms = wide ? 2 : 1;
   for_row_tiles(rows, frozen_tile_rows(matrix.shape.width(block), terms), [&](int64_t first, int count) {
-    const Activations own{a.data + first * a.row_bytes, a.row_bytes, a.plane_bytes, a.scale + first};
+    const ActivationRows own{a.data + first * a.row_bytes, a.row_bytes, a.plane_bytes, a.scale + first};
     if constexpr (F::kFormat == WeightFormat::kInt8)
       if (wide) return frozen_block_terms<F, 2>(count, out + first * out_stride, out_stride, matrix, block, own);
     frozen_block_terms<F, 1>(count, out + first * out_stride, out_stride, matrix, block, own);
