@@ -75,14 +75,16 @@ RowScale quantise_row(const float* row, int64_t size, char* to, int64_t plane_by
   } else {
     // Each end by itself: their difference may be more than a float can hold.
     result.scale = range.high > range.low ? range.high / kLevels - range.low / kLevels : 1;
-    zero = int32_t(std::min(-range.low / result.scale + 0.5f, float(kLevels)));
+    const float place = -range.low / result.scale + 0.5f;  // NaN where the row has an infinity
+    zero = place >= 0 ? int32_t(std::min(place, float(kLevels))) : 0;
   }
   // A scale that is no normal number has no finite inverse: all values are as good as zero.
   const float inverse = result.scale >= 0x1p-126f ? 1 / result.scale : 0;
   S::V poison = S::zero();
   const auto quantised = [&](S::V x) {
     poison += x - x;  // 0, or NaN
-    return nearest(S::clamp(x * S::set(inverse), -0x1p20f, 0x1p20f)) + zero;
+    const S::V scaled = x * S::set(inverse), number = scaled == scaled ? scaled : S::zero();
+    return nearest(S::clamp(number, -0x1p20f, 0x1p20f)) + zero;
   };
   const auto store = [&](int64_t k, S::B q) {
     q = q < 0 ? S::B{} : q;
